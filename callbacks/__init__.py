@@ -1,0 +1,1 @@
+"""Measurements that attach to any Lightning project as callbacks."""

@@ -1,0 +1,1 @@
+"""Data modules: embedded, local or downloaded data, one file per family."""

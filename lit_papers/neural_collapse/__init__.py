@@ -1,0 +1,1 @@
+"""Neural collapse under MSE loss (Han, Papyan & Donoho, ICLR 2022)."""

@@ -1,0 +1,1 @@
+"""Weights & Biases sweep files, one per paper."""
