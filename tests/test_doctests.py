@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"lit_papers": "lit_papers", "callbacks": "lit_papers.callbacks", "datamodules": "lit_papers.datamodules"}
+FOLDERS = {
+    "lit_papers": "lit_papers",
+    "callbacks": "lit_papers.callbacks",
+    "datamodules": "lit_papers.datamodules",
+}
 
 
 def modules() -> list[str]:

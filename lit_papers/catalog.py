@@ -1,0 +1,90 @@
+"""The shipped configurations: found by name, described by the comments they begin with.
+
+Free of torch, so that ``python -m lit_papers list`` answers at once.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+_HEADER_KEYS = ("paper", "shows", "time")
+
+
+@dataclass(frozen=True)
+class ShippedConfig:
+    """What one shipped configuration runs.
+
+    Attributes:
+        name: ``<paper>/<name>``, what ``--config`` takes.
+        path: the YAML file.
+        paper: authors and venue.
+        shows: one line, what a reader sees when it has run.
+        time: rough duration and the machine it refers to.
+        data_class: import path of the data module, or None where the model brings its data.
+        data_root: the ``root`` the file gives to the data module, if any.
+    """
+
+    name: str
+    path: Path
+    paper: str
+    shows: str
+    time: str
+    data_class: str | None
+    data_root: str | None
+
+
+def config_names() -> list[str]:
+    """Names of all shipped configurations, sorted.
+
+    >>> "neural_collapse/digits" in config_names()
+    True
+    """
+    return sorted(path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for path in CONFIG_FOLDER.glob("*/*.yaml"))
+
+
+def find_config(name: str) -> Path | None:
+    """The file of the shipped configuration ``name``, or None if there is none."""
+    return CONFIG_FOLDER / f"{name}.yaml" if name in config_names() else None
+
+
+def near_names(name: str) -> list[str]:
+    """Shipped names that resemble ``name``, best first; at most three.
+
+    >>> near_names("neural_colapse/digit")[0]
+    'neural_collapse/digits'
+    """
+    wanted = name.removesuffix(".yaml")
+    # people forget the paper as often as they misspell it
+    by_last_part = [known for known in config_names() if known.split("/")[-1] == wanted]
+    return (by_last_part + difflib.get_close_matches(wanted, config_names(), n=3, cutoff=0.5))[:3]
+
+
+def describe(name: str) -> ShippedConfig:
+    """Read the header comments and the data section of one shipped configuration.
+
+    Raises:
+        ValueError: the file lacks one of the header comments ``# paper:``, ``# shows:`` and ``# time:``.
+    """
+    path = CONFIG_FOLDER / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8")
+    header = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        key, _, value = line.lstrip("# ").partition(":")
+        header[key] = value.strip()
+    missing = [key for key in _HEADER_KEYS if not header.get(key)]
+    if missing:
+        raise ValueError(f"{path} must begin with the comments {', '.join(f'`# {key}: ...`' for key in missing)}")
+    data: dict[str, Any] = yaml.safe_load(text).get("data") or {}
+    return ShippedConfig(
+        name=name,
+        path=path,
+        **{key: header[key] for key in _HEADER_KEYS},
+        data_class=data.get("class_path"),
+        data_root=(data.get("init_args") or {}).get("root"),
+    )

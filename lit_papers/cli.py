@@ -1,0 +1,150 @@
+"""The front door of ``python -m lit_papers``: help, version, list, and config names, all without torch.
+
+Importing Lightning takes seconds; whatever can be answered or refused without it is answered here. The rest goes
+to `lit_papers.lightning_cli`.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lit_papers
+from lit_papers import catalog
+
+TRAINER_COMMANDS = {
+    "fit": "train a model",
+    "validate": "run the validation data through a model",
+    "test": "run the test data through a model",
+    "predict": "predict on a data set",
+}
+_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list} [options]"
+_HELP = f"""{_USAGE}
+
+Papers that explain deep networks, as PyTorch Lightning plugins.
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in TRAINER_COMMANDS.items())}
+  list      show every shipped configuration and whether its data are here
+
+options:
+  --help     show this text; after a command, its options
+  --version  show the version
+
+examples:
+  python -m lit_papers fit --config neural_collapse/digits
+  python -m lit_papers fit --config neural_collapse/digits --model.lr=0.1 --trainer.max_epochs=50
+  python -m lit_papers fit --config neural_collapse/digits --print_config
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: what follows ``python -m lit_papers``; None takes ``sys.argv``.
+
+    Returns:
+        Exit status: 0 for success, 1 where the data are missing, 2 for a wrong command line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"lit-papers {lit_papers.__version__}")
+        return 0
+    command = given[0]
+    if command == "list":
+        return _list(given[1:])
+    if command not in TRAINER_COMMANDS:
+        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list"], n=1)
+        return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+    try:
+        resolved, names = _resolve_config_names(given)
+    except LookupError as error:
+        return _refuse(str(error.args[0]))
+    if arguments is None:
+        sys.argv[1:] = resolved  # the processes that a strategy starts read it again
+
+    from lit_papers.lightning_cli import run
+
+    return run(None if arguments is None else resolved, run_name=names[0] if names else command)
+
+
+def _refuse(message: str) -> int:
+    print(f"{_USAGE}\nerror: {message}", file=sys.stderr)
+    return 2
+
+
+def _resolve_config_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replace the names of shipped configurations by their paths.
+
+    Returns:
+        The new arguments, and a name for each ``--config`` in them: what a run of it is called.
+
+    Raises:
+        LookupError: a value is neither a file, nor inline YAML, nor the name of a shipped configuration.
+    """
+    resolved: list[str] = []
+    names: list[str] = []
+    is_value = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if is_value:
+            option, equals, value = "", "", argument
+        elif option not in ("--config", "-c"):
+            resolved.append(argument)
+            continue
+        elif not equals:
+            is_value = True
+            resolved.append(argument)
+            continue
+        is_value = False
+        path, name = _config_path(value)
+        resolved.append(f"{option}{equals}{path}")
+        if name:
+            names.append(name)
+    return resolved, names
+
+
+def _config_path(value: str) -> tuple[str, str | None]:
+    if Path(value).is_file():
+        return value, Path(value).stem
+    shipped = catalog.find_config(value)
+    if shipped is not None:
+        return str(shipped), value
+    if "{" in value or "\n" in value:  # inline JSON or YAML, which the parser reads itself
+        return value, None
+    near = catalog.near_names(value)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(catalog.config_names())}."
+    raise LookupError(
+        f"--config {value}: no such file, and no shipped configuration of that name; {hint} "
+        "`python -m lit_papers list` shows them all."
+    )
+
+
+def _list(arguments: Sequence[str]) -> int:
+    if arguments:
+        return _refuse(f"`list` takes no arguments, got {' '.join(arguments)}")
+    from rich.console import Console
+    from rich.table import Table
+
+    from lit_papers.locations import is_present
+
+    table = Table("config", "shows", "data", "here?", "time", title="python -m lit_papers fit --config <config>")
+    paper = None
+    for name in catalog.config_names():
+        config = catalog.describe(name)
+        if config.paper != paper:
+            paper = config.paper
+            table.add_section()
+            table.add_row(f"[bold]{name.split('/')[0]}", f"[bold]{paper}")
+        data = (config.data_class or "none needed").rsplit(".", 1)[-1]
+        present = {True: "yes", False: "no", None: "?"}[is_present(data, config.data_root)]
+        table.add_row(name, config.shows, data, present, config.time)
+    # a pipe has no width: let no name be cut there
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    return 0

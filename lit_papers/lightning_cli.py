@@ -1,0 +1,210 @@
+"""``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI, with run folders, clear errors and a closing report."""
+
+import difflib
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from rich.table import Table
+
+# short class names on the command line are those of imported classes
+from lit_papers.locations import MissingDataError
+from lit_papers.run_folder import run_folder
+
+RUNS = "runs"
+_CHECKPOINT_WORDS = ("best", "last", "hpc")
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, whose errors are one message and the nearest valid name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what was wrong and what was probably meant, then exit with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        complaint, hint = explain(message, parser)
+        print(f"error: {complaint}", file=sys.stderr)
+        if hint:
+            print(f"       {hint}", file=sys.stderr)
+        print(
+            "tip: `--help` after the command lists its options; `--print_config` shows the merged ones.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from ex
+
+
+def explain(message: str, parser: LightningArgumentParser) -> tuple[str, str | None]:
+    """Boil a parser's report down to the line that matters, with a suggestion where a name was misspelt.
+
+    Args:
+        message: the report, maybe many lines.
+        parser: the parser that complained; its options are the candidates.
+
+    Returns:
+        The complaint and a hint, or None where there is nothing to suggest.
+    """
+    in_class = re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message)
+    if in_class:
+        class_path, option = in_class.groups()
+        candidates = _constructor_arguments(class_path)
+        return f"{class_path} has no argument {option!r}", _did_you_mean(option, candidates)
+    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
+    if unknown:
+        option = unknown.group(1) or unknown.group(2)
+        if option.count(".") and option.split(".")[0] in ("model", "data"):
+            return f"unknown option {option!r}", None
+        return f"unknown option {option!r}", _did_you_mean(option, _options(parser))
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    wrong_type = [line for line in lines if "Expected a" in line or "not correspond" in line or "no attribute" in line]
+    return (lines[0] if len(lines) <= 2 or not wrong_type else f"{lines[0]} {wrong_type[-1]}"), None
+
+
+def _did_you_mean(option: str, candidates: Iterable[str]) -> str | None:
+    near = difflib.get_close_matches(option, list(candidates), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+def _constructor_arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _options(parser: LightningArgumentParser) -> set[str]:
+    options = {action.dest for action in parser._actions}
+    for action in parser._actions:
+        if isinstance(action.choices, dict):  # the main parser complains of words that belong to a subcommand
+            options.update(*({option.dest for option in sub._actions} for sub in action.choices.values()))
+    return options
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the merged configuration into the run's own folder, and to the logger where that is a service."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; called on the first process only."""
+        folder = run_folder(trainer)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+
+
+class PapersCLI(LightningCLI):
+    """LightningCLI with run folders, resume warnings and a closing report.
+
+    Args:
+        run_name: folder of the run below ``runs``, where no logger is configured.
+        arguments: the command line, or None for ``sys.argv``.
+    """
+
+    def __init__(self, run_name: str, arguments: Sequence[str] | None) -> None:
+        self.run_name = run_name
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the modules bring their own
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"allow_abbrev": False, "prog": "python -m lit_papers"},
+            args=None if arguments is None else list(arguments),
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and keep a copy of what was asked for: a checkpoint's hyperparameters are merged over it next."""
+        super().parse_arguments(parser, args)
+        self.asked = self.config[self.config.subcommand].clone()
+        checkpoint = self.asked.get("ckpt_path")
+        if checkpoint and checkpoint not in _CHECKPOINT_WORDS and not Path(checkpoint).is_file():
+            parser.error(f"--ckpt_path {checkpoint}: no such file")
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its folder, and say which values a checkpoint overrides."""
+        config = self.config[self.subcommand]
+        for key, asked, used in _differences(self.asked.get("model"), config.get("model"), "model"):
+            warnings.warn(
+                f"{key}: {asked!r} was asked for, but {used!r} is used, the value in {config.ckpt_path}; to change a "
+                "hyperparameter of the model start a new run",
+                stacklevel=1,
+            )
+        if config.trainer.logger in (None, True):
+            config.trainer.logger = Namespace(
+                class_path="lightning.pytorch.loggers.CSVLogger",
+                init_args=Namespace(
+                    save_dir=RUNS, name=self.run_name, version=None, prefix="", flush_logs_every_n_steps=100
+                ),
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; what their constructors refuse is a wrong command line."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            self._parser(self.subcommand).error(str(error), error)
+
+    def after_fit(self) -> None:
+        """Print the final metrics and where the run's files are."""
+        if self.trainer.is_global_zero:
+            Console().print(report(self.trainer))
+
+
+def _differences(asked: Any, used: Any, key: str) -> list[tuple[str, Any, Any]]:
+    """Leaves at which two parsed values differ, as (dotted key, first, second)."""
+    if isinstance(asked, Namespace) and isinstance(used, Namespace):
+        shared = [name for name in vars(asked) if name in used]
+        return [leaf for name in shared for leaf in _differences(asked[name], used[name], f"{key}.{name}")]
+    return [] if asked == used else [(key, asked, used)]
+
+
+def report(trainer: Trainer) -> Table:
+    """A table of the last value of every logged metric, and of the files that the run wrote."""
+    table = Table("metric", "final value", title="Results")
+    for name, value in sorted(trainer.callback_metrics.items()):
+        table.add_row(name, f"{value.item():.4g}")
+    table.add_section()
+    folder = run_folder(trainer)
+    if folder is not None:
+        for figure in sorted(folder.glob("*.png")):
+            table.add_row("figure", str(figure))
+        table.add_row("run folder", str(folder))
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if checkpoint:
+        table.add_row("checkpoint", os.path.relpath(checkpoint))
+    return table
+
+
+def run(arguments: Sequence[str] | None, run_name: str) -> int:
+    """Run one Trainer command.
+
+    Args:
+        arguments: the command and its options, config names resolved; None for ``sys.argv``.
+        run_name: folder of the run below ``runs``.
+
+    Returns:
+        Exit status: 0 for success, 1 where the data are missing.
+    """
+    # our image sets lie in memory: workers would only copy them
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        PapersCLI(run_name, arguments)
+    except MissingDataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
