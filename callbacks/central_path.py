@@ -43,9 +43,9 @@ class CentralPath(EpochMeasurement):
         epochs: as for `NeuralCollapse`.
         lam: strength of the L2 term in the loss that is minimised, >= 0; ``"auto"`` derives it from the
             ``weight_decay`` of the classifier's own parameter group.
-        reduction: of the MSE loss: ``"mean"`` (over samples and classes, as ``nn.MSELoss()``), ``"batchmean"`` (sum over
-            classes), None (not trained by MSE), or ``"auto"``: that of the module's ``nn.MSELoss``, else None if it has
-            an ``nn.CrossEntropyLoss``, else ``"mean"``.
+        reduction: of the MSE loss: ``"mean"`` (over samples and classes, as ``nn.MSELoss()``), ``"batchmean"`` (sum
+            over classes), None (not trained by MSE), or ``"auto"``: that of the module's ``nn.MSELoss``, else None if
+            it has an ``nn.CrossEntropyLoss``, else ``"mean"``.
         unpack: as for `NeuralCollapse`.
 
     Raises:
@@ -122,8 +122,8 @@ class CentralPath(EpochMeasurement):
         bias_decay = weight_decay if head.linear.bias is None else _decay_of(head.linear.bias, trainer.optimizers)[0]
         if weight_decay != bias_decay and bias_decay:
             raise ValueError(
-                f"the weight of {head.name!r} decays by {weight_decay}, its bias by {bias_decay}: the decomposition knows "
-                "one lam for both, or none for the bias"
+                f"the weight of {head.name!r} decays by {weight_decay}, its bias by {bias_decay}: the decomposition "
+                "knows one lam for both, or none for the bias"
             )
         decay_bias = bool(bias_decay) or not weight_decay
         if self.lam != "auto":

@@ -101,8 +101,8 @@ class FeaturePass:
                 )
         if not faithful:
             rank_zero_warn(
-                f"the logits are not W h + b of the classifier {head.name!r}: something comes after it, so measures that "
-                "use its weight describe another network; pass `classifier` if this is the wrong layer"
+                f"the logits are not W h + b of the classifier {head.name!r}: something comes after it, so measures "
+                "that use its weight describe another network; pass `classifier` if this is the wrong layer"
             )
         self._loader = _share(loader, trainer)
         self._head = head

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI, with run folders, clear errors and a closing report."""
+"""``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI, with run folders, clear errors and a report."""
 
 import difflib
 import inspect

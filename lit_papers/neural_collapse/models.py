@@ -6,7 +6,6 @@ Every network ends in one ``nn.Linear`` with bias, whose input are the features 
 from collections.abc import Callable
 from math import prod
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 MLP_WIDTHS = (256, 256, 64)
@@ -88,7 +87,7 @@ class _SmallVGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps: Tensor = self.features(images)  # (N, 512, H/32, W/32)
-        return self.classifier(F.adaptive_avg_pool2d(maps, 1).flatten(1))
+        return self.classifier(nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1))
 
 
 def _from_torchvision(name: str, channels: int, num_classes: int) -> nn.Module:

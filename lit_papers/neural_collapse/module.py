@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ _LOSSES: dict[str, type[nn.Module]] = {"mse": nn.MSELoss, "ce": nn.CrossEntropyL
 
 
 class ImageClassifier(LightningModule):
-    """Image classifier trained by SGD into the terminal phase (Han, Papyan & Donoho, ICLR 2022, section on experiments).
+    """Image classifier trained by SGD into the terminal phase (Han, Papyan & Donoho, ICLR 2022).
 
     The recipe of the official notebook: momentum, weight decay on all parameters, learning rate x0.1 after one and
     two thirds of ``max_epochs``, ``nn.MSELoss()`` on one-hot targets. Batches are ``(images, targets)``, images
@@ -96,7 +95,7 @@ class ImageClassifier(LightningModule):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if isinstance(self.criterion, nn.MSELoss):
-            targets = F.one_hot(targets, self.num_classes).to(logits.dtype)
+            targets = nn.functional.one_hot(targets, self.num_classes).to(logits.dtype)
         loss: Tensor = self.criterion(logits, targets)
         return loss
 
@@ -131,7 +130,7 @@ class ImageClassifier(LightningModule):
         return predictions
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD, with the learning rate x0.1 after one and two thirds of the epochs (constant if there is no last one)."""
+        """SGD, with the learning rate x0.1 after one and two thirds of the epochs (constant without a last one)."""
         optimizer = torch.optim.SGD(
             self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
