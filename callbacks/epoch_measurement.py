@@ -48,6 +48,7 @@ class EpochMeasurement(Callback, ABC):
         self.unpack = unpack
         self.history: list[dict[str, Any]] = []
         self._pass: FeaturePass | None = None
+        self._brings_the_pass = False
         self._warned: set[str] = set()
 
     @abstractmethod
@@ -91,12 +92,13 @@ class EpochMeasurement(Callback, ABC):
         """Join the pass of an earlier callback that asks for the same one, or bring an own one."""
         if stage != "fit":
             return
+        self._brings_the_pass = True
         self._pass = FeaturePass(self.dataloader, self.classifier, self.unpack or unpack_batch)
         for other in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
             if other is self:
                 break
             if isinstance(other, EpochMeasurement) and other._pass is not None and self._asks_the_same(other):
-                self._pass = other._pass
+                self._pass, self._brings_the_pass = other._pass, False
                 break
 
     def _asks_the_same(self, other: "EpochMeasurement") -> bool:
@@ -139,12 +141,11 @@ class EpochMeasurement(Callback, ABC):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figure beside the logs and tell what measuring cost."""
-        shared = self._shared_pass
         if trainer.is_global_zero and self.history:
             save_figure(self.plot(), trainer, self.name)
-        rank_zero_info(
-            f"{type(self).__name__}: {shared.passes} passes over the training data took {shared.seconds:.2f} s"
-        )
+        if self._brings_the_pass:
+            cost = self._shared_pass
+            rank_zero_info(f"measured {cost.passes} times on the training data, in {cost.seconds:.2f} s")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the loader and the network."""

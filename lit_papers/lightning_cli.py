@@ -1,13 +1,9 @@
 """``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI, with run folders, clear errors and a report."""
 
-import difflib
-import inspect
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +16,7 @@ from rich.table import Table
 
 # short class names on the command line are those of imported classes
 from lit_papers.locations import MissingDataError
+from lit_papers.parser_errors import explain
 from lit_papers.run_folder import run_folder
 
 RUNS = "runs"
@@ -43,50 +40,6 @@ class Parser(LightningArgumentParser):
             file=sys.stderr,
         )
         raise SystemExit(2) from ex
-
-
-def explain(message: str, parser: LightningArgumentParser) -> tuple[str, str | None]:
-    """Boil a parser's report down to the line that matters, with a suggestion where a name was misspelt.
-
-    Args:
-        message: the report, maybe many lines.
-        parser: the parser that complained; its options are the candidates.
-
-    Returns:
-        The complaint and a hint, or None where there is nothing to suggest.
-    """
-    in_class = re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", message)
-    if in_class:
-        class_path, option = in_class.groups()
-        candidates = _constructor_arguments(class_path)
-        return f"{class_path} has no argument {option!r}", _did_you_mean(option, candidates)
-    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
-    if unknown:
-        option = unknown.group(1) or unknown.group(2)
-        if option.count(".") and option.split(".")[0] in ("model", "data"):
-            return f"unknown option {option!r}", None
-        return f"unknown option {option!r}", _did_you_mean(option, _options(parser))
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    wrong_type = [line for line in lines if "Expected a" in line or "not correspond" in line or "no attribute" in line]
-    return (lines[0] if len(lines) <= 2 or not wrong_type else f"{lines[0]} {wrong_type[-1]}"), None
-
-
-def _did_you_mean(option: str, candidates: Iterable[str]) -> str | None:
-    near = difflib.get_close_matches(option, list(candidates), n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else None
-
-
-def _constructor_arguments(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    return list(inspect.signature(getattr(import_module(module), name)).parameters)
-
-
-def _options(parser: LightningArgumentParser) -> set[str]:
-    options = {action.dest for action in parser._actions}
-    for action in parser._actions:
-        if isinstance(action.choices, dict):  # the main parser complains of words that belong to a subcommand
-            options.update(*({option.dest for option in sub._actions} for sub in action.choices.values()))
-    return options
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -132,7 +85,7 @@ class PapersCLI(LightningCLI):
         super().parse_arguments(parser, args)
         self.asked = self.config[self.config.subcommand].clone()
         checkpoint = self.asked.get("ckpt_path")
-        if checkpoint and checkpoint not in _CHECKPOINT_WORDS and not Path(checkpoint).is_file():
+        if checkpoint and checkpoint not in _CHECKPOINT_WORDS and not Path(checkpoint).exists():
             parser.error(f"--ckpt_path {checkpoint}: no such file")
 
     def before_instantiate_classes(self) -> None:
@@ -162,7 +115,7 @@ class PapersCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print the final metrics and where the run's files are."""
         if self.trainer.is_global_zero:
-            Console().print(report(self.trainer))
+            print_report(self.trainer)
 
 
 def _differences(asked: Any, used: Any, key: str) -> list[tuple[str, Any, Any]]:
@@ -173,21 +126,24 @@ def _differences(asked: Any, used: Any, key: str) -> list[tuple[str, Any, Any]]:
     return [] if asked == used else [(key, asked, used)]
 
 
-def report(trainer: Trainer) -> Table:
-    """A table of the last value of every logged metric, and of the files that the run wrote."""
+def print_report(trainer: Trainer) -> None:
+    """Print the last value of every logged metric, and the files that the run wrote."""
+    console = Console()
     table = Table("metric", "final value", title="Results")
     for name, value in sorted(trainer.callback_metrics.items()):
         table.add_row(name, f"{value.item():.4g}")
-    table.add_section()
+    console.print(table)
+    files: list[tuple[str, Path]] = []
     folder = run_folder(trainer)
     if folder is not None:
-        for figure in sorted(folder.glob("*.png")):
-            table.add_row("figure", str(figure))
-        table.add_row("run folder", str(folder))
+        files += [("figure", figure) for figure in sorted(folder.glob("*.png"))]
+        files += [("run folder", folder)]
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if checkpoint:
-        table.add_row("checkpoint", os.path.relpath(checkpoint))
-    return table
+        files += [("checkpoint", Path(checkpoint))]
+    for kind, path in files:
+        # whole, however narrow the terminal: these lines are there to be copied
+        console.print(f"{kind:<11} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def run(arguments: Sequence[str] | None, run_name: str) -> int:
