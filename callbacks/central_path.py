@@ -15,7 +15,7 @@ from lit_papers.neural_collapse.functional import (
     regularization_strength,
     snr_singular_values,
 )
-from lit_papers.plotting import STYLES, new_figure
+from lit_papers.plotting import STYLES, log_scale, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,15 +161,18 @@ class CentralPath(EpochMeasurement):
                     label=label,
                     **style,
                 )
-            axes[0].set(xlabel="epoch", ylabel="MSE loss [per sample]", yscale="log")
+            axes[0].set(xlabel="epoch", ylabel="MSE loss [per sample]")
+            log_scale(axes[0])
             axes[0].legend(fontsize="small")
             axes[1].plot(epochs, [e.get("ratio", float("nan")) for e in self.history], markersize=4, **STYLES[0])
-            axes[1].set(xlabel="epoch", ylabel="$L_\\perp$ / least squares", yscale="log")
+            axes[1].set(xlabel="epoch", ylabel="$L_\\perp$ / least squares")
+            log_scale(axes[1])
         axis = axes[-1]
         snr = torch.tensor([entry["snr"] for entry in self.history])  # (T, r)
         for values in snr.T:
             axis.plot(epochs, values, color="0.4", linewidth=0.9, marker=".", markersize=4)
-        axis.set(xlabel="epoch", ylabel="SNR singular values $\\omega_j$", xscale="log", yscale="log")
+        axis.set(xlabel="epoch", ylabel="SNR singular values $\\omega_j$", xscale="log")
+        log_scale(axis)
         if torch.isfinite(snr[-1]).all():
             guide = [float(snr[-1].median()) * (epoch / epochs[-1]) ** 0.25 for epoch in epochs]
             axis.plot(epochs, guide, color="tab:red", linestyle="--", label="slope 1/4")

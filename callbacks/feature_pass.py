@@ -177,7 +177,9 @@ class FeaturePass:
             return Measurement(None, weight, bias, float("nan"), float("nan") if ncc else None)
         stats = metric.compute()
         mismatch = None
-        if ncc:
+        if ncc and (stats.counts > 0).sum() < 2:
+            mismatch = float("nan")
+        elif ncc:
             differ = torch.zeros(1, dtype=torch.float64, device=device)
             for features, predictions in kept:
                 nearest = nearest_class_mean(features.to(device), stats)

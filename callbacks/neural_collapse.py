@@ -10,7 +10,7 @@ from lit_papers.callbacks.epoch_measurement import EpochMeasurement
 from lit_papers.callbacks.feature_pass import Measurement
 from lit_papers.callbacks.guest import Unpack
 from lit_papers.neural_collapse.functional import neural_collapse_measures
-from lit_papers.plotting import STYLES, new_figure
+from lit_papers.plotting import STYLES, log_scale, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +125,7 @@ class NeuralCollapse(EpochMeasurement):
                 if all(value != value for value in values):
                     axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
             axis.set(xlabel="epoch", ylabel=title)
-            axis.set_yscale("log") if "nc1" in lines else axis.set_ylim(bottom=0)
+            log_scale(axis) if "nc1" in lines else axis.set_ylim(bottom=0)
             if len(lines) > 1:
                 axis.legend()
             axis.grid(alpha=0.3)

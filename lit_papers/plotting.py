@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 
 from lit_papers.run_folder import run_folder
@@ -35,6 +36,12 @@ def new_figure(rows: int, columns: int) -> tuple[Figure, Sequence[Axes]]:
         raise ImportError("figures need matplotlib: pip install lit-papers (or pip install matplotlib)") from error
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained", dpi=120)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def log_scale(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, unless nothing on it is positive (collapse can be complete)."""
+    if any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axis.lines):
+        axis.set_yscale("log")
 
 
 def save_figure(figure: Figure, trainer: Trainer, name: str) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 CLASSES, FEATURES, SAMPLES, BATCH = 4, 6, 48, 8
 MakeCallbacks = Callable[[], list[Callback]]
@@ -41,12 +41,15 @@ class ForeignData(Dataset[dict[str, Any]]):
 
 
 class ForeignModule(LightningModule):
-    """A classifier that has never heard of us; ``random=False`` takes out dropout and augmentation."""
+    """A classifier that has never heard of us.
 
-    def __init__(self, random: bool = True, loader_options: dict[str, Any] | None = None) -> None:
+    ``random=False`` takes out all that depends on chance or on how a batch is shared out: dropout, augmentation,
+    shuffling, batch statistics.
+    """
+
+    def __init__(self, random: bool = True) -> None:
         super().__init__()
         self.random = random
-        self.loader_options = loader_options or {}
         self.stem = nn.Linear(10, 10)
         self.frozen = nn.Sequential(nn.Linear(10, 10), nn.BatchNorm1d(10)).eval().requires_grad_(False)
         self.body = nn.Sequential(
@@ -70,6 +73,8 @@ class ForeignModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.frozen.eval()
+        if not self.random:
+            self.body[0].eval()
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits, auxiliary, _ = self(batch["image"])
@@ -84,8 +89,13 @@ class ForeignModule(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        options = {"batch_size": BATCH, "shuffle": self.random, **self.loader_options}
-        return DataLoader(ForeignData(self.head.weight.dtype), **options)
+        data = ForeignData(self.head.weight.dtype)
+        trainer = self.trainer
+        # Lightning would shuffle for two processes; in order, two half batches are the batch of one process
+        order = (
+            None if self.random else DistributedSampler(data, trainer.world_size, trainer.global_rank, shuffle=False)
+        )
+        return DataLoader(data, BATCH // trainer.world_size, shuffle=self.random, sampler=order)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         return DataLoader(ForeignData(self.head.weight.dtype), batch_size=BATCH)
@@ -140,7 +150,7 @@ def check_two_processes(make: MakeCallbacks, folder: Path, tolerance: float = 1e
     histories = []
     for processes in (1, 2):
         seed_everything(3)
-        module = ForeignModule(random=False, loader_options={"batch_size": BATCH // processes}).double()
+        module = ForeignModule(random=False).double()
         strategy = DDPStrategy(process_group_backend="gloo", start_method="fork") if processes == 2 else "auto"
         callbacks = [*make(), _WriteHistories(folder / f"of_{processes}")]
         trainer = foreign_trainer(
@@ -185,30 +195,38 @@ def compare_histories(ours: list[list[dict[str, Any]]], theirs: list[list[dict[s
                 )
 
 
-def check_resume(make: MakeCallbacks, folder: Path, checkpointing: dict[str, Any], **options: Any) -> None:
-    """From each checkpoint of a run, the resumed history and weights are those of the uninterrupted run."""
+def check_resume(make: MakeCallbacks, folder: Path, checkpointing: dict[str, Any], *, mid_epoch: bool = False) -> None:
+    """From each checkpoint of a run, the resumed history and weights are those of the uninterrupted run.
+
+    From the middle of an epoch Lightning replays the wrong batches of an ordinary loader; there, what was measured
+    before must be kept, and the same epochs be measured.
+    """
     seed_everything(3)
     whole = make()
     module = ForeignModule(random=False)
     saver = ModelCheckpoint(folder / "saved", filename="{epoch}-{step}", save_top_k=-1, **checkpointing)
-    foreign_trainer(folder, [*whole, saver], max_epochs=4, **options).fit(module)
+    options: dict[str, Any] = {"max_epochs": 4, "num_sanity_val_steps": 0}
+    foreign_trainer(folder, [*whole, saver], **options).fit(module)
     checkpoints = sorted((folder / "saved").glob("*.ckpt"))
-    assert len(checkpoints) >= 3
+    assert len(checkpoints) >= 4
     for checkpoint in checkpoints:
         seed_everything(99)
         resumed, again = make(), ForeignModule(random=False)
-        foreign_trainer(folder, resumed, max_epochs=4, **options).fit(again, ckpt_path=checkpoint, weights_only=True)
-        finished = torch.load(checkpoint, weights_only=True)["global_step"] == 4 * (SAMPLES // BATCH)
-        torch.testing.assert_close(
-            again.state_dict(), module.state_dict(), rtol=0, atol=0, msg=f"weights, {checkpoint.name}"
-        )
+        trainer = foreign_trainer(folder, resumed, **options)
+        trainer.fit(again, ckpt_path=checkpoint, weights_only=True)
+        steps_saved = torch.load(checkpoint, weights_only=True)["global_step"]
+        if not mid_epoch:
+            torch.testing.assert_close(again.state_dict(), module.state_dict(), rtol=0, atol=0, msg=checkpoint.name)
         for ours, theirs in zip(resumed, whole, strict=True):
-            if finished and len(ours.history) < len(theirs.history):
-                continue  # Lightning trains nothing, and calls no hook, where the saved run was over
-            compare_histories([ours.history], [theirs.history], 0)
+            if mid_epoch:
+                assert [entry["epoch"] for entry in ours.history] == [entry["epoch"] for entry in theirs.history]
+                before = [entry for entry in theirs.history if entry["epoch"] * (SAMPLES // BATCH) <= steps_saved]
+                compare_histories([ours.history[: len(before)]], [before], 0)
+            else:
+                compare_histories([ours.history], [theirs.history], 0)
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     """Raised in the middle of a measuring pass."""
 
 
@@ -222,7 +240,7 @@ def check_exception_leaves_no_hook(make: MakeCallbacks, folder: Path) -> None:
         nonlocal calls
         calls += not module.training
         if calls > 4:
-            raise Interruption
+            raise InterruptionError
 
     ours = module.stem.register_forward_hook(fail_late)
     trainer = foreign_trainer(folder, make(), limit_val_batches=0)
@@ -230,7 +248,7 @@ def check_exception_leaves_no_hook(make: MakeCallbacks, folder: Path) -> None:
     state = torch.get_rng_state()
     try:
         trainer.fit(module)
-    except Interruption:
+    except InterruptionError:
         pass
     else:
         raise AssertionError("the network was never measured")

@@ -1,0 +1,159 @@
+"""`CentralPath`: lam from the optimizer, reduction from the loss, and the split of the loss."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lit_papers.callbacks import CentralPath
+from lit_papers.neural_collapse.functional import class_statistics, mse_decomposition, snr_singular_values
+from tests.callbacks.small import Small, fit, mlp, pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
+PARTS = {"loss", "ls", "nc1", "nc23", "perp", "ratio", "lam"}
+
+
+class _Groups(Small):
+    """Decay by parameter group, by any optimizer."""
+
+    def __init__(self, groups: Any, optimizer: Any = torch.optim.SGD) -> None:
+        super().__init__(mlp())
+        self.groups, self.optimizer_class = groups, optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weight, bias = self.network[2].weight, self.network[2].bias
+        groups = [
+            {"params": list(self.network[0].parameters())},
+            {"params": [weight], "weight_decay": self.groups[0]},
+            {"params": [bias], "weight_decay": self.groups[1]},
+        ]
+        return self.optimizer_class(groups, lr=0.01)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_history_is_the_decomposition_of_the_trained_network(bias: bool) -> None:
+    module, callback = Small(mlp(bias=bias), weight_decay=1e-2), CentralPath()
+    trainer = fit(module, [callback])
+    images, targets = pairs().tensors
+    with torch.no_grad():
+        stats = class_statistics(module.network[:2](images), targets, 3)
+    head = module.network[2]
+    expected = mse_decomposition(stats, head.weight, head.bias, 3 * 1e-2 / 2)
+    entry = callback.history[-1]
+    assert entry["lam"] == pytest.approx(0.015)
+    for key, value in expected.items():
+        assert entry[key] == pytest.approx(float(value), rel=1e-5)
+    assert entry["ratio"] == pytest.approx(entry["perp"] / entry["ls"])
+    assert entry["snr"] == pytest.approx(snr_singular_values(stats).tolist(), rel=1e-4)
+    assert (entry["snr_max"], entry["snr_min"]) == (entry["snr"][0], entry["snr"][-1])
+    logged = {key.removeprefix("central_path/") for key in trainer.callback_metrics}
+    assert logged == entry.keys() - {"epoch", "snr"}
+
+
+def test_the_loss_is_the_one_that_is_minimised() -> None:
+    """With nn.MSELoss() the recorded loss is C/2 times the criterion, plus the L2 term of SGD's decay."""
+    module, callback = Small(mlp(), weight_decay=1e-2), CentralPath()
+    fit(module, [callback], max_epochs=1)
+    images, targets = pairs().tensors
+    with torch.no_grad():
+        data_loss = nn.functional.mse_loss(module(images), nn.functional.one_hot(targets, 3).float())
+        head = module.network[2]
+        decay = 0.5 * 1e-2 * (head.weight.square().sum() + head.bias.square().sum())
+    assert callback.history[0]["loss"] == pytest.approx(float(3 / 2 * (data_loss + decay)), rel=1e-5)
+
+
+def test_a_converged_head_is_on_the_path() -> None:
+    """Only with the right lam does training the head alone to convergence drive the deviation to rounding."""
+    module = Small(mlp().requires_grad_(False), weight_decay=1e-2, lr=0.5)
+    module.network[2].requires_grad_(True)
+    callback = CentralPath(epochs=3000)
+    data = torch.utils.data.DataLoader(pairs(), batch_size=24)
+    fit(module.double(), [callback], data, max_epochs=3000, precision="64-true")
+    assert callback.history[-1]["ratio"] < 1e-12
+    stats_lam = CentralPath(lam=1e-2 / 2)
+    fit(module, [stats_lam], data, max_epochs=1, precision="64-true")
+    assert stats_lam.history[-1]["ratio"] > 1e-4, "the wrong lam must show"
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduction", "has_parts"),
+    [
+        (nn.MSELoss(), "auto", True),
+        (nn.CrossEntropyLoss(), "auto", False),
+        (nn.CrossEntropyLoss(), "mean", True),
+        (nn.MSELoss(), None, False),
+        (nn.MultiMarginLoss(), "auto", True),
+    ],
+)
+def test_only_training_by_mse_has_a_path(loss: nn.Module, reduction: Any, has_parts: bool) -> None:
+    callback = CentralPath(reduction=reduction)
+    fit(Small(mlp(), loss), [callback])
+    assert callback.history[-1].keys() == {"epoch", "snr", "snr_max", "snr_min"} | (PARTS if has_parts else set())
+    assert len(callback.plot().axes) == (3 if has_parts else 1)
+
+
+def test_batchmean_has_a_smaller_lam() -> None:
+    callback = CentralPath(reduction="batchmean")
+    fit(Small(mlp(), weight_decay=1e-2), [callback])
+    assert callback.history[-1]["lam"] == pytest.approx(5e-3)
+
+
+def test_a_summed_loss_needs_lam() -> None:
+    module = Small(mlp(), nn.MSELoss(reduction="sum"), lr=1e-3)
+    with pytest.raises(ValueError, match=r"scales with the batch.*pass `lam`"):
+        fit(module, [CentralPath()])
+    fit(module, [CentralPath(lam=0.1)])
+
+
+def test_bias_without_decay_is_left_out() -> None:
+    module, callback = _Groups((1e-2, 0.0)), CentralPath()
+    fit(module, [callback])
+    images, targets = pairs().tensors
+    with torch.no_grad():
+        stats = class_statistics(module.network[:2](images), targets, 3)
+    head = module.network[2]
+    expected = mse_decomposition(stats, head.weight, head.bias, 0.015, decay_bias=False)
+    assert callback.history[-1]["ls"] == pytest.approx(float(expected["ls"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("decay", [(1e-2, 2e-2), (0.0, 1e-2)])
+def test_weight_and_bias_that_decay_differently_are_refused(decay: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=f"decays by {decay[0]}, its bias by {decay[1]}"):
+        fit(_Groups(decay), [CentralPath()])
+
+
+def test_decoupled_decay_has_no_lam() -> None:
+    callback = CentralPath()
+    with pytest.warns(UserWarning, match="AdamW"):
+        fit(_Groups((1e-2, 1e-2), torch.optim.AdamW), [callback])
+    assert callback.history[-1]["lam"] == 0
+
+
+def test_a_head_no_optimizer_trains() -> None:
+    class Frozen(Small):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.network[0].parameters(), lr=0.1, weight_decay=1e-2)
+
+    callback = CentralPath()
+    with pytest.warns(UserWarning, match=r"no optimizer trains 'network.2'"):
+        fit(Frozen(mlp()), [callback])
+    assert callback.history[-1]["lam"] == 0
+
+
+@pytest.mark.parametrize("arguments", [{"lam": -1.0}, {"lam": "automatic"}, {"reduction": "sum"}])
+def test_arguments_are_checked(arguments: Any) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        CentralPath(**arguments)
+
+
+def test_a_singular_covariance_is_nan_and_drawn() -> None:
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        network[0].bias[0] = -1e3  # a dead unit
+    callback = CentralPath()
+    fit(Small(network), [callback])
+    assert all(math.isnan(value) for value in callback.history[-1]["snr"])
+    assert math.isfinite(callback.history[-1]["ratio"])
+    callback.plot()
