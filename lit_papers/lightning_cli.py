@@ -50,10 +50,10 @@ class SaveRunConfig(SaveConfigCallback):
         folder = run_folder(trainer)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True)
+            self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True)
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
-                logger.log_hyperparams({"config": self.parser.dump(self.config, skip_none=False)})
+                logger.log_hyperparams({"config": self.parser.dump(self.config, skip_unset=False)})
 
 
 class PapersCLI(LightningCLI):

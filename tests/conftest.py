@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  # its log handler keeps the stderr of its import, which must not be a test's
 import pytest
 import torch
 

@@ -1,0 +1,216 @@
+"""The command line through the command line: names, errors, overrides, run folders, resuming."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import lit_papers
+from lit_papers import catalog
+from lit_papers.cli import main
+
+ROOT = Path(lit_papers.__file__).parent.parent
+DIGITS = ["fit", "--config", "neural_collapse/digits"]
+SHORT = [*DIGITS, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(autouse=True)
+def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lit_papers"])  # LightningCLI warns of two command lines
+
+
+def outcome(arguments: list[str]) -> int:
+    """Exit status, whether returned or raised."""
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def printed_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert outcome([*arguments, "--print_config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", catalog.config_names())
+def test_every_shipped_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed_config(["fit", "--config", name], capsys)
+    assert config["model"]["class_path"].startswith("lit_papers.")
+
+
+@pytest.mark.parametrize("name", catalog.config_names())
+def test_every_shipped_config_says_what_it_is(name: str) -> None:
+    config = catalog.describe(name)
+    assert config.shows
+    assert config.time
+
+
+def test_paper_epochs_of_the_configs_are_those_of_the_notebook() -> None:
+    from lit_papers.neural_collapse import PAPER_EPOCHS
+
+    config = yaml.safe_load((catalog.CONFIG_FOLDER / "neural_collapse/cifar10.yaml").read_text())
+    for callback in config["trainer"]["callbacks"]:
+        assert tuple(callback["init_args"]["epochs"]) == PAPER_EPOCHS
+
+
+def test_a_config_without_header_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper/name.yaml").write_text("# paper: A\nmodel: {}\n")
+    monkeypatch.setattr(catalog, "CONFIG_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"# shows: .*# time: "):
+        catalog.describe("paper/name")
+
+
+def test_list_shows_every_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in catalog.config_names())
+    assert "Han, Papyan & Donoho" in shown
+    assert main(["list", "all"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--help"], "usage: python -m lit_papers"),
+        (["--version"], lit_papers.__version__),
+        (["list"], "neural_collapse/digits"),
+        (["fit", "--config", "neural_colapse/digits"], "did you mean neural_collapse/digits"),
+        (["fitt"], "did you mean 'fit'?"),
+    ],
+)
+def test_the_front_door_answers_without_torch(arguments: list[str], says: str) -> None:
+    check = "import sys, lit_papers.cli as c; s = c.main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(s)"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", check, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert time.perf_counter() - started < 3  # 0.1 s on an idle machine
+    assert says in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if arguments[0] in ("fit", "fitt") else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("digits", "neural_collapse/digits"), ("neural_collapse/cifr10", "neural_collapse/cifar10"), ("zzz", "shipped:")],
+)
+def test_unknown_names_print_the_near_ones(name: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(["fit", "--config", name]) == 2
+    assert near in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint", "hint"),
+    [
+        ("--trainer.max_epoch=3", "unknown option 'trainer.max_epoch'", "'trainer.max_epochs'"),
+        ("--seed_everythin=3", "unknown option 'seed_everythin'", "'seed_everything'"),
+        ("--model.weight_deca=1", "ImageClassifier has no argument 'weight_deca'", "'weight_decay'"),
+        ("--data.batchsize=1", "Digits has no argument 'batchsize'", "'batch_size'"),
+        ("--data.zzz=1", "Digits has no argument 'zzz'", "its arguments are batch_size"),
+        ("--trainer.callbacks+=NeuralColapse", "no class of the name 'NeuralColapse'", "'NeuralCollapse'"),
+        ("--model=lit_papers.neural_collapse.ImageClasifier", "no 'ImageClasifier'", "'ImageClassifier'"),
+        ("--model.lr=abc", "Expected a float. Got value: abc", ""),
+        ("--trainer.max_epochs=abc", "trainer.max_epochs: Expected a int, got abc", ""),
+        ("--model.network=rsnet", "network='rsnet' is unknown; choose one of mlp, convnet", ""),
+        ("--ckpt_path=nope.ckpt", "nope.ckpt: no such file", ""),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_meant(
+    override: str, complaint: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome([*SHORT, override]) == 2
+    errors = capsys.readouterr().err
+    assert complaint in errors
+    assert hint in errors
+    assert "Traceback" not in errors
+
+
+def test_a_mistake_in_a_file_is_named_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epoch: 1}\n")
+    assert outcome([*DIGITS, "--config", "mine.yaml"]) == 2
+    assert "did you mean 'trainer.max_epochs'?" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("model: {init_args: {lrr: 1}}\n")
+    assert outcome([*DIGITS, "--config", "mine.yaml"]) == 2
+    assert "no argument 'lrr'" in capsys.readouterr().err
+
+
+def test_configs_merge_and_the_last_word_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 7}\nmodel: {init_args: {lr: 0.2, momentum: 0.5}}\n")
+    arguments = [*DIGITS, "--config=mine.yaml", '--config={"model.init_args.momentum": 0.6}', "--model.lr=0.1"]
+    config = printed_config(arguments, capsys)
+    assert config["trainer"]["max_epochs"] == 7
+    assert config["model"]["init_args"]["lr"] == 0.1
+    assert config["model"]["init_args"]["momentum"] == 0.6
+    assert config["model"]["init_args"]["weight_decay"] == 5e-4
+
+
+def test_missing_data_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(["fit", "--config", "neural_collapse/cifar10", "--data.root=nowhere"]) == 1
+    errors = capsys.readouterr().err
+    assert "nowhere" in errors
+    assert "download" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_run_leaves_its_folder_and_prints_where(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(SHORT) == 0
+    folder = tmp_path / "runs/neural_collapse/digits/version_0"
+    printed = capsys.readouterr().out
+    for path in ("config.yaml", "metrics.csv", "neural_collapse.png", "central_path.png"):
+        assert (folder / path).is_file()
+    (checkpoint,) = (folder / "checkpoints").glob("*.ckpt")
+    assert f"checkpoint  {checkpoint.relative_to(tmp_path)}" in printed
+    assert "figure      runs/neural_collapse/digits/version_0/central_path.png" in printed
+    assert "neural_collapse/nc1" in printed
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert any(row["neural_collapse/nc1"] for row in rows)
+
+    # its own configuration repeats it, in the next folder, to the last bit
+    repeat = ["fit", "--config", str(folder / "config.yaml"), "--trainer.enable_progress_bar=false"]
+    assert main(repeat) == 0
+    weights = [
+        torch.load(next((folder.parent / f"version_{k}/checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
+        for k in (0, 1)
+    ]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+
+
+def test_resuming_continues_and_says_what_it_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--model.lr=0.2"]) == 0
+    (checkpoint,) = tmp_path.glob("runs/neural_collapse/digits/version_0/checkpoints/*.ckpt")
+    resume = [*DIGITS, "--trainer.enable_progress_bar=false", "--ckpt_path", str(checkpoint)]
+    with pytest.warns(
+        UserWarning, match=r"model.init_args.lr: 0.01 was asked for, but 0.2 is used, the value in .*ckpt"
+    ):
+        assert main([*resume, "--trainer.max_epochs=4", "--model.lr=0.01", "--data.batch_size=140"]) == 0
+    (again,) = tmp_path.glob("runs/neural_collapse/digits/version_1/checkpoints/*.ckpt")
+    resumed = torch.load(again, weights_only=True)
+    assert resumed["epoch"] == 3
+    assert resumed["global_step"] == 2 * 20 + 2 * 10, "what is not the model's is applied"
+    history = next(state for key, state in resumed["callbacks"].items() if "NeuralCollapse" in key)["history"]
+    assert [entry["epoch"] for entry in history] == [1, 2]
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config", "neural_collapse/digits", "--trainer.enable_progress_bar=false"]
+    assert main([command, *config, "--trainer.logger=false"]) == 0
+
+
+def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
+    """The second process is started from the same words; one folder, one set of files."""
+    arguments = [*SHORT, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=35"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_papers", *arguments],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "runs/neural_collapse/digits").iterdir()] == ["version_0"]
+    assert done.stdout.count("run folder") == 1

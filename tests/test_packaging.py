@@ -1,0 +1,101 @@
+"""What is installed is what is in the tree, under one name, and it runs from anywhere."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"lit_papers": "lit_papers", "callbacks": "lit_papers/callbacks", "datamodules": "lit_papers/datamodules",
+           "sweeps": "lit_papers/sweeps"}  # fmt: skip
+
+
+def tree() -> set[str]:
+    """Files of the checkout that belong into the wheel, by their installed path."""
+    files = set()
+    for folder, installed in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".md") or path.name == "py.typed":
+                files.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
+    return files
+
+
+def test_packages_are_those_of_the_tree() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {path.rpartition("/")[0].replace("/", ".") for path in tree() if path.endswith("__init__.py")}
+    assert set(settings["packages"]) == packages
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist as a release would be."""
+    folder = tmp_path_factory.mktemp("dist")
+    source = folder / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    names = listed.stdout.split() if listed.returncode == 0 else [p.relative_to(ROOT) for p in ROOT.rglob("*.*")]
+    for name in map(str, names):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    # no isolation: the build needs nothing but setuptools, and a test should not install
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source], check=True, capture_output=True
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == tree()
+
+
+def test_the_wheel_is_sound(wheel: Path) -> None:
+    subprocess.run(["check-wheel-contents", str(wheel)], check=True, env={**os.environ, "PATH": _scripts()})
+
+
+def _scripts() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def test_the_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """Installed into an environment that borrows the heavy packages of this one, away from the checkout."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv/lib").glob("python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "borrowed.pth").write_text("\n".join(borrowed))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(*arguments: str) -> str:
+        python = str(tmp_path / "venv/bin/python")
+        done = subprocess.run([python, *arguments], cwd=empty, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    where = run("-c", "import lit_papers.callbacks, lit_papers.sweeps; print(lit_papers.callbacks.__file__)")
+    assert str(site) in where
+    assert "neural_collapse/digits" in run("-m", "lit_papers", "list")
+    short = ("--trainer.max_epochs=1", "--trainer.enable_progress_bar=false")
+    assert "neural_collapse/nc1" in run("-m", "lit_papers", "fit", "--config", "neural_collapse/digits", *short)
+
+
+def test_the_paper_imports_with_the_core_alone() -> None:
+    """No extra may be needed to import a paper, a callback or the data modules."""
+    extras = ["torchvision", "sklearn", "scipy", "wandb", "torchaudio", "torch_geometric", "cvxpy"]
+    code = (
+        "import sys\n"
+        f"for name in {extras}: sys.modules[name] = None\n"
+        "import lit_papers.neural_collapse, lit_papers.callbacks, lit_papers.datamodules, lit_papers.lightning_cli\n"
+        "import lit_papers.neural_collapse.dynamics, lit_papers.neural_collapse.metrics\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
