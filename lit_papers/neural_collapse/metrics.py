@@ -83,6 +83,11 @@ class ClassStatisticsMetric(Metric):
         """Statistics of everything seen so far, on all processes."""
         return ClassStatistics(*unpack(self.moments))
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the state of another metric of the same sizes, or its ``metric_state``."""
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics keeps the result from before
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         """Follow a module to another device but not to another precision: lost digits do not come back."""
 

@@ -53,8 +53,9 @@ class ClassStatistics:
             raise ValueError(
                 "non-finite features: expected finite values whose squares fit float64, got NaN or Inf"
             )
-        object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "means", means)
+        # Copies: the arguments may be views of a state that goes on being updated in place.
+        object.__setattr__(self, "counts", counts.clone())
+        object.__setattr__(self, "means", means.clone())
         object.__setattr__(self, "within_scatter", (scatter + scatter.T) / 2)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
