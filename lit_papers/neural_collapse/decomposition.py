@@ -226,7 +226,8 @@ def _regression(stats: ClassStatistics, lam: float, bias: bool, decay_bias: bool
 def _solve(problem: _Regression, lam: float) -> tuple[Tensor, Tensor]:
     """The solution (C, k) of least norm and an orthonormal basis (k, m) of the directions it leaves out."""
     inputs, priors = problem.inputs, problem.priors
-    curvature, axes = torch.linalg.eigh(problem.noise + inputs.T @ (priors[:, None] * inputs))
+    second_moment = torch.addmm(problem.noise, inputs.T, priors[:, None] * inputs)  # (k, k)
+    curvature, axes = torch.linalg.eigh(second_moment)
     if lam > 0:
         inverse = 1 / curvature.clamp_min(lam)  # nothing is flatter than the regularisation, save by rounding
     else:

@@ -56,7 +56,7 @@ class ClassStatistics:
         # Copies: the arguments may be views of a state that goes on being updated in place.
         object.__setattr__(self, "counts", counts.clone())
         object.__setattr__(self, "means", means.clone())
-        object.__setattr__(self, "within_scatter", (scatter + scatter.T) / 2)
+        object.__setattr__(self, "within_scatter", (scatter + scatter.T).div_(2))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"ClassStatistics is immutable, cannot set {name!r}")

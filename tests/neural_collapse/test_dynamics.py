@@ -1,4 +1,4 @@
-"""The closed form against simulation, its differential equation and its limits; the optimum against a minimiser."""
+"""The closed form against simulation, its equation and its limits; the optimum against a minimiser."""
 
 import math
 

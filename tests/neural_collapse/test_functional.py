@@ -1,4 +1,4 @@
-"""Statistics, measures and decomposition against definitions sample by sample, closed forms and invariances."""
+"""Statistics, measures and decomposition against definitions by sample, closed forms and invariances."""
 
 import copy
 import math
@@ -481,7 +481,7 @@ def test_ncc_mismatch_is_the_share_of_a_loop() -> None:
 
 
 def test_ncc_mismatch_resolves_collapsed_classes() -> None:
-    """Two classes 1e-9 apart at distance 100 from the origin: a matrix product has no digits left for them."""
+    """Two classes 1e-9 apart, 100 from the origin: a matrix product has no digits left for them."""
     means = torch.full((2, 8), 100.0, dtype=torch.float64)
     means[1, 0] += 1e-9
     stats = class_statistics(means, torch.arange(2), 2)
