@@ -169,9 +169,7 @@ def test_extra_memory_does_not_grow_with_the_samples(num_classes: int) -> None:
         check=True,
     ).stdout
     extra, control = map(float, printed.split())
-    print(
-        f"\nC={num_classes}: {extra:.1f} MB more at the peak; for a float64 copy of the features {control:.1f} MB"
-    )
+    print(f"\nC={num_classes}: {extra:.1f} MB more at the peak; float64 features take {control:.1f} MB")
     assert control == pytest.approx(SAMPLES * DIM * 8 / 2**20, rel=0.1)  # the meter works
     assert extra < 20
 
