@@ -1,0 +1,108 @@
+"""Class statistics gathered batch by batch, on any number of processes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lit_papers.neural_collapse.statistics import (
+    ClassStatistics,
+    check_batch,
+    check_num_classes,
+    float64_device,
+    merge_moments,
+    unpack,
+    welford_update_,
+)
+
+
+class ClassStatisticsMetric(Metric):
+    r"""Counts, class means and within-class scatter of all batches, as if they had come at once.
+
+    Accumulates :func:`~lit_papers.neural_collapse.functional.class_statistics` (the sufficient statistics of
+    Han et al., ICLR 2022). The state is float64 and stays so whatever precision a surrounding module is cast
+    to; it has ``(C + d)(d + 1)`` numbers. ``forward``, ``merge_state`` and synchronisation across processes
+    give what one process would, up to rounding.
+
+    Shapes:
+        - ``update(features, targets)``: features ``(B, d)`` of any floating dtype, targets ``(B,)`` of any
+          integer dtype with values in ``[0, C)``; ``B`` may be 0. Both may live on any device.
+        - ``compute()``: a :class:`~lit_papers.neural_collapse.functional.ClassStatistics`.
+
+    Args:
+        num_classes: ``C``, at least 1.
+        num_features: ``d``, at least 1.
+        **kwargs: arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: no class or no feature; from ``update``, shapes that do not fit or a target outside
+            ``[0, C)``; from ``compute``, no samples or non-finite features (not from ``update``: a process
+            that stops in the middle of a pass would leave the others waiting).
+        TypeError: from ``update``, features are not floating or targets are not integer.
+
+    >>> metric = ClassStatisticsMetric(num_classes=2, num_features=1)
+    >>> metric.update(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
+    >>> metric.update(torch.tensor([[3.0], [-3.0]]), torch.tensor([0, 1]))
+    >>> metric.compute().means.tolist()
+    [[2.0], [-2.0]]
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    moments: Tensor  # (C + d, d + 1): counts and means above the scatter
+
+    def __init__(self, num_classes: int, num_features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_num_classes(num_classes)
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        self.num_classes = num_classes
+        self.num_features = num_features
+        # One tensor, because torchmetrics reduces every state on its own, and means need the counts.
+        packed = torch.zeros(num_classes + num_features, num_features + 1, dtype=torch.float64)
+        self.add_state("moments", default=packed, dist_reduce_fx=_merge_packed)
+
+    def update(self, features: Tensor, targets: Tensor) -> None:
+        """Add a batch: features ``(B, d)`` and targets ``(B,)``."""
+        check_batch(features, targets, self.num_classes)
+        if features.shape[1] != self.num_features:
+            raise ValueError(
+                f"features must have shape (B, {self.num_features}), got {tuple(features.shape)}"
+            )
+        if self.moments.is_inference() and not torch.is_inference_mode_enabled():
+            self.moments = (
+                self.moments.clone()
+            )  # PyTorch forbids in-place updates of what inference mode made
+        welford_update_(*unpack(self.moments), features, targets)
+
+    def compute(self) -> ClassStatistics:
+        """Statistics of everything seen so far, on all processes."""
+        return ClassStatistics(*unpack(self.moments))
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the state of another metric of the same sizes, or its ``metric_state``."""
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics keeps the result from before
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Follow a module to another device but not to another precision: lost digits do not come back."""
+
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(torch.empty(0, device=tensor.device)).device
+            return tensor.to(float64_device(device))
+
+        module: nn.Module = super()._apply(move, exclude_state)
+        return module
+
+
+def _merge_packed(stacked: Tensor) -> Tensor:
+    """Merge the states of several processes, shape (processes, C + d, d + 1), into one."""
+    merged = stacked[0].clone()  # (C + d, d + 1)
+    for other in stacked[1:]:
+        for whole, part in zip(unpack(merged), merge_moments(unpack(merged), unpack(other)), strict=True):
+            whole.copy_(part)
+    return merged
