@@ -239,7 +239,7 @@ def files_by_class(tree: FileTree) -> dict[str, dict[str, list[str]]]:
 
     Raises:
         MissingDataError: there are no images in folders.
-        ValueError: a class has no images, or only ``val/`` or ``test/`` has it.
+        ValueError: a class has no images, or is in ``val/`` or ``test/`` alone; or images are in no class.
     """
     names = tree.names()
     images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS) and "/" in name]
@@ -252,7 +252,8 @@ def files_by_class(tree: FileTree) -> dict[str, dict[str, list[str]]]:
     if "train" in tops:
         prefixes = {split: f"{around}{split}/" for split in ("train", "val", "test") if split in tops}
     elif tops & {"val", "test"}:
-        raise ValueError(f"{tree.root} has {', '.join(sorted(tops & {'val', 'test'}))}/, but no train/")
+        found = " and ".join(f"{split}/" for split in ("val", "test") if split in tops)
+        raise ValueError(f"{tree.root} has {found}, but no train/")
     else:
         prefixes = {"train": around}
     files: dict[str, dict[str, list[str]]] = {
@@ -264,6 +265,10 @@ def files_by_class(tree: FileTree) -> dict[str, dict[str, list[str]]]:
             f"with one of the endings {', '.join(IMAGE_ENDINGS)}"
         )
     for split, classes in files.items():
+        if not classes:
+            raise ValueError(
+                f"{split}/ of {tree.root} has images, but none in a folder named after its class"
+            )
         for name, members in classes.items():
             if not members:
                 empty = tree.describe(prefixes[split] + name)

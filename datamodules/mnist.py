@@ -107,7 +107,8 @@ def read_idx(path: Path, *, dimensions: int) -> Tensor:
             f"{path} declares {' x '.join(map(str, shape))} = {math.prod(shape)} bytes but has "
             f"{len(content) - header}: delete it and get it again"
         )
-    return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).view(shape)
+    numbers = np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    return torch.from_numpy(numbers.copy())  # `content` is read-only, which a tensor cannot be
 
 
 def _plain_or_gzipped(path: Path) -> Path:

@@ -36,13 +36,9 @@ def split_by_class(
     train, val = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
     for label, members in shuffled_classes(targets, seed):
         count = len(members)
-        held_out = max(1, round(val_fraction * count)) if val_fraction > 0 else 0
-        if held_out == count:
-            if count == 1:
-                raise ValueError(
-                    f"class {label} has 1 image, which `val_fraction`={val_fraction} cannot split in two"
-                )
-            held_out -= 1
+        held_out = min(max(1, round(val_fraction * count)), count - 1) if val_fraction > 0 else 0
+        if val_fraction > 0 and held_out == 0:
+            raise ValueError(f"class {label} has 1 image, which `val_fraction`={val_fraction} cannot split")
         if samples_per_class is not None and samples_per_class > count - held_out:
             raise ValueError(
                 f"`samples_per_class`={samples_per_class}, but class {label} has {count - held_out} images "
