@@ -192,7 +192,7 @@ def test_a_truncated_image(root, write_tree):
     content = io.BytesIO()
     Image.fromarray(noise).save(content, "JPEG")
     path = write_tree({f"a/{i}.jpg": content.getvalue()[:-400] for i in range(2)}, root)
-    data = grey_scale(path, num_workers=1)
+    data = grey_scale(path)
     data.setup()
     with pytest.raises(CorruptDataError, match=r"a/.\.jpg( in .*)? is not an intact image: .*truncated"):
         data.train_set[0]
@@ -255,7 +255,7 @@ def test_no_train(tree, write_tree):
 def test_images_without_a_class(tree, picture, write_tree):
     path = write_tree({**tree(splits=("train/",)), "test/1.png": picture(1)})
     with pytest.raises(
-        ValueError, match="test/ of .* has images, but none in a folder named after its class"
+        ValueError, match=r"test/ of .* has images, but none in a folder named after its class"
     ):
         ImageFolder(path).setup()
 

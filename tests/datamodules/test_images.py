@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Subset
 
 from lit_papers.datamodules import Digits
@@ -88,6 +89,14 @@ def test_a_batch_larger_than_the_data():
     with pytest.raises(ValueError, match="`batch_size`=1401, but there are only 1400 training images"):
         data.train_dataloader()
     assert len(next(iter(data.train_eval_dataloader()))[0]) == 1400
+
+
+def test_every_process_needs_a_batch():
+    data = Digits(batch_size=200)
+    data.setup()
+    data.trainer = Trainer(accelerator="cpu", devices=8, strategy="ddp", logger=False)
+    with pytest.raises(ValueError, match="`batch_size`=200 on each of 8 processes, but there are only 1400"):
+        data.train_dataloader()
 
 
 def test_reading_before_setup_says_what_to_do():
