@@ -67,12 +67,11 @@ class ImageFiles(LabelledImages):
         transforms = import_extra("torchvision.transforms.v2", "vision")
         self._fit = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size)])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self._decoded(self.names[index])
-        if image.size != (self.image_size, self.image_size):
-            image = self._fit(image)
-        pixels = torch.from_numpy(np.array(image)).view(self.image_size, self.image_size, -1)  # (H, W, C)
-        return self._normalize(pixels.permute(2, 0, 1).contiguous()), int(self.targets[index])
+    def fetch(self, indices: list[int]) -> Tensor:
+        """Decode images: uint8, ``(len(indices), channels, image_size, image_size)``."""
+        images = np.stack([self._decoded(self.names[index]) for index in indices])  # (B, H, W[, C])
+        pixels = torch.from_numpy(images).view(*images.shape[:3], self.channels)
+        return pixels.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
 
     def subset(self, indices: Tensor) -> "ImageFiles":
         """These images alone, read in the same way."""
@@ -80,17 +79,21 @@ class ImageFiles(LabelledImages):
         part.names, part.targets = [self.names[i] for i in indices.tolist()], self.targets[indices]
         return part
 
-    def _decoded(self, name: str) -> Any:
+    def _decoded(self, name: str) -> np.ndarray[Any, Any]:
         from PIL import Image  # torchvision, imported by the constructor, brings it
 
         content = self.tree.read(name)
         try:
-            image: Image.Image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content))
             image.load()
-        except (
-            Exception
-        ) as error:  # PIL's decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
+        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
             raise CorruptDataError(f"{self.tree.describe(name)} is not an intact image: {error}") from error
+        image = self._with_channels(image, name)
+        if image.size != (self.image_size, self.image_size):
+            image = self._fit(image)
+        return np.asarray(image)  # (H, W) or (H, W, C)
+
+    def _with_channels(self, image: Any, name: str) -> Any:
         mode = _MODES[self.channels]
         if image.mode == mode:
             return image
@@ -99,10 +102,9 @@ class ImageFiles(LabelledImages):
                 f"{self.tree.describe(name)} has more than 8 bits a channel (PIL calls it {image.mode!r}), "
                 f"which would be clipped: save it with 8 bits"
             )
-        if image.mode == "P":
-            image = image.convert("RGB")
-        elif image.mode == "1":
-            image = image.convert("L")
+        lossless = {"P": "RGB", "1": "L"}  # a palette is one channel of indices, but it means colours
+        if image.mode in lossless:
+            image = image.convert(lossless[image.mode])
         found = len(image.getbands())
         if found != self.channels and not self.convert:
             raise ValueError(

@@ -17,7 +17,11 @@ class CorruptDataError(ValueError):
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """A data set of images that are normalised when they are fetched.
+    """A data set of images that are normalised when they are fetched; a child says where the bytes come from.
+
+    A loader fetches a whole batch at once (``__getitems__``), as Python would be the bottleneck of small
+    images. What the loader gets is still a list of samples, so any ``collate_fn`` and
+    ``torch.utils.data.Subset`` work.
 
     Args:
         targets: the class of each image, int64, ``(N,)``.
@@ -33,19 +37,23 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         self._mean = white * torch.tensor(mean).view(-1, 1, 1)  # (C, 1, 1)
         self._std = white * torch.tensor(std).view(-1, 1, 1)
 
+    def fetch(self, indices: list[int]) -> Tensor:
+        """The images as they are stored: uint8, ``(len(indices), C, H, W)``."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.targets)
 
-    def _normalize(self, images: Tensor) -> Tensor:
-        return images.float().sub_(self._mean).div_(self._std)
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        images = self.fetch(indices).float().sub_(self._mean).div_(self._std)  # (B, C, H, W)
+        return list(zip(images.unbind(), self.targets[indices].tolist(), strict=True))
 
 
 class ImageArrays(LabelledImages):
     """Images in memory, as bytes.
-
-    A loader fetches a whole batch with one gather (``__getitems__``), as Python would be the bottleneck of
-    images this small. What the loader gets is still a list of samples, so any ``collate_fn`` and
-    ``torch.utils.data.Subset`` work.
 
     Args:
         images: uint8, ``(N, C, H, W)``.
@@ -66,13 +74,9 @@ class ImageArrays(LabelledImages):
         super().__init__(targets, mean, std, white)
         self.images = images
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._normalize(self.images[index]), int(self.targets[index])
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
-        chosen = torch.as_tensor(indices)
-        images = self._normalize(self.images[chosen])  # (B, C, H, W)
-        return list(zip(images.unbind(), self.targets[chosen].tolist(), strict=True))
+    def fetch(self, indices: list[int]) -> Tensor:
+        """The images as they are stored: uint8, ``(len(indices), C, H, W)``."""
+        return self.images[indices]
 
     def subset(self, indices: Tensor) -> "ImageArrays":
         """These images alone, copied, with the same normalisation."""

@@ -28,6 +28,7 @@ class MNIST(NamedImages):
     arguments.
     """
 
+    name = "MNIST"
     num_classes = 10
     input_shape = (1, 32, 32)
     mean = (0.1307,)
@@ -50,11 +51,11 @@ class MNIST(NamedImages):
             )
         if len(labels) == 0 or labels.max() >= self.num_classes:
             found = f"label {labels.max()}" if len(labels) else "no label at all"
-            raise CorruptDataError(f"{label_file} has {found}; {type(self).__name__} has the labels 0 to 9")
+            raise CorruptDataError(f"{label_file} has {found}; {self.name} has the labels 0 to 9")
         for name, first in _FIRST_LABELS.items():
-            if train and name != type(self).__name__ and tuple(labels[: len(first)].tolist()) == first:
+            if train and name != self.name and tuple(labels[: len(first)].tolist()) == first:
                 raise CorruptDataError(
-                    f"{label_file} is {name}'s, not {type(self).__name__}'s (their files have the same "
+                    f"{label_file} is {name}'s, not {self.name}'s (their files have the same "
                     f"names): point `root` at another folder, or use {name}"
                 )
         padded = torch.nn.functional.pad(images.unsqueeze(1), (2, 2, 2, 2))  # (N, 1, 32, 32)
@@ -69,6 +70,7 @@ class FashionMNIST(MNIST):
     arguments.
     """
 
+    name = "FashionMNIST"
     mean = (0.2860,)
     std = (0.3530,)
 

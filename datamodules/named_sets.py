@@ -10,7 +10,7 @@ from lit_papers.locations import ENVIRONMENT_VARIABLE, MissingDataError, find_da
 
 
 class NamedImages(ImageDataModule[ImageArrays]):
-    """A published data set, in memory; a child has its name in torchvision and in ``locations.LAYOUTS``.
+    """A published data set, kept in memory.
 
     It is looked for in ``root``, then in ``$LIT_PAPERS_DATA``, then in the system's own copy if there is one.
 
@@ -32,6 +32,8 @@ class NamedImages(ImageDataModule[ImageArrays]):
         CorruptDataError: a file is damaged (at ``setup``).
     """
 
+    name: str
+    """What torchvision and ``lit_papers.locations.LAYOUTS`` call the data set."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -69,13 +71,12 @@ class NamedImages(ImageDataModule[ImageArrays]):
 
     def fetch(self, root: Path) -> None:
         """Let torchvision download the files into ``root``."""
-        getattr(import_extra("torchvision.datasets", "vision"), type(self).__name__)(root, download=True)
+        getattr(import_extra("torchvision.datasets", "vision"), self.name)(root, download=True)
 
     def prepare_data(self) -> None:
         """Make sure that the data are there, or fetch them if asked to; Lightning calls this once a node."""
-        name = type(self).__name__
         try:
-            find_data(name, self.root)
+            find_data(self.name, self.root)
         except MissingDataError:
             if not self.download:
                 raise
@@ -84,20 +85,17 @@ class NamedImages(ImageDataModule[ImageArrays]):
         target = own_place(self.root)
         if target is None:
             raise ValueError(
-                f"`download` is true, but there is no folder to put {name} in: give `root` "
+                f"`download` is true, but there is no folder to put {self.name} in: give `root` "
                 f"(--data.root=FOLDER) or set ${ENVIRONMENT_VARIABLE}"
             )
         try:
             self.fetch(target)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # URLError is an OSError; torchvision's own are RuntimeErrors
-            raise RuntimeError(f"{name} could not be downloaded into {target}: {error}") from error
+        except (OSError, RuntimeError) as error:  # URLError is an OSError, torchvision raises RuntimeError
+            raise RuntimeError(f"{self.name} could not be downloaded into {target}: {error}") from error
 
     def load(self) -> Splits[ImageArrays]:
         """Read the files and hold a part of the training images out."""
-        folder = find_data(type(self).__name__, self.root)
+        folder = find_data(self.name, self.root)
         everything = ImageArrays(*self.read(folder, train=True), self.mean, self.std)
         train, val = split_by_class(
             everything.targets,

@@ -17,6 +17,7 @@ class CIFAR10(NamedImages):
     See ``NamedImages`` for the arguments.
     """
 
+    name = "CIFAR10"
     num_classes = 10
     input_shape = (3, 32, 32)
     mean = (0.4914, 0.4822, 0.4465)
@@ -24,7 +25,7 @@ class CIFAR10(NamedImages):
 
     def read(self, folder: Path, *, train: bool) -> tuple[Tensor, Tensor]:
         """Read torchvision's pickles, whose checksums it verifies first; see ``NamedImages.read``."""
-        theirs = _in_folder(type(self).__name__)
+        theirs = _in_folder(self.name)
         files = [*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])]
         data = _opened(theirs, folder, files, train=train)
         return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
@@ -36,6 +37,7 @@ class CIFAR100(CIFAR10):
     See ``NamedImages`` for the arguments.
     """
 
+    name = "CIFAR100"
     num_classes = 100
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
@@ -47,6 +49,7 @@ class SVHN(NamedImages):
     The ``extra`` images are not used. See ``NamedImages`` for the arguments.
     """
 
+    name = "SVHN"
     num_classes = 10
     input_shape = (3, 32, 32)
     mean = (0.4377, 0.4438, 0.4728)
@@ -72,6 +75,7 @@ class STL10(NamedImages):
     The unlabelled images are neither needed nor read. See ``NamedImages`` for the arguments.
     """
 
+    name = "STL10"
     num_classes = 10
     input_shape = (3, 96, 96)
     mean = (0.4467, 0.4398, 0.4066)
@@ -79,7 +83,7 @@ class STL10(NamedImages):
 
     def read(self, folder: Path, *, train: bool) -> tuple[Tensor, Tensor]:
         """Read two .bin files, whose checksums torchvision verifies first; see ``NamedImages.read``."""
-        theirs = _in_folder("STL10")
+        theirs = _in_folder(self.name)
         theirs.train_list = theirs.train_list[:2]  # the third, 2.8 GB without labels, would have to be there
         files = theirs.train_list + theirs.test_list
         data = _opened(theirs, folder, files, split="train" if train else "test")

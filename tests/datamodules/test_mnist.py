@@ -34,6 +34,13 @@ def test_images_keep_their_labels_and_get_a_black_border(idx_folder, tmp_path):
     torch.testing.assert_close(images[..., 2:-2, 2:-2], (inside - 0.1307) / 0.3081)
 
 
+def test_a_child_of_the_user_finds_the_same_files(idx_folder, tmp_path, check_batches):
+    class Mine(MNIST):
+        pass
+
+    check_batches(Mine(idx_folder(tmp_path), batch_size=32), train=180, val=20, test=50)
+
+
 def test_plain_files_win_over_gzipped_ones(idx_folder, write_idx, tmp_path):
     idx_folder(tmp_path)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros(3))
