@@ -1,1 +1,22 @@
 """Data modules: embedded, local or downloaded data, one file per family."""
+
+from lit_papers.datamodules.digits import Digits
+from lit_papers.datamodules.image_folder import ImageFolder
+from lit_papers.datamodules.images import CorruptDataError, ImageDataModule
+from lit_papers.datamodules.mnist import MNIST, FashionMNIST
+from lit_papers.datamodules.torchvision_sets import CIFAR10, CIFAR100, STL10, SVHN
+from lit_papers.locations import MissingDataError
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "STL10",
+    "SVHN",
+    "CorruptDataError",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "MissingDataError",
+]

@@ -1,0 +1,169 @@
+"""Where data may lie: the one table that the data modules and ``python -m lit_papers list`` read.
+
+Nothing here imports torch, so that listing what can be run stays instant.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ENVIRONMENT_VARIABLE = "LIT_PAPERS_DATA"
+
+
+class MissingDataError(FileNotFoundError):
+    """The files of a data set were found nowhere; the message says where we looked and what helps."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk.
+
+    Attributes:
+        files: the files that must all be there, side by side.
+        folders: where they may be below a searched place, tried in this order; ``""`` is the place itself.
+        gzipped: whether ``<file>.gz`` serves as well as ``<file>``.
+        system: where a Linux distribution's own copy lies.
+        system_package: what ``apt install`` calls that copy.
+    """
+
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    gzipped: bool = False
+    system: Path | None = None
+    system_package: str | None = None
+
+    def lacks(self, folder: Path) -> list[str]:
+        """The files that are not in ``folder``."""
+        endings = ("", ".gz") if self.gzipped else ("",)
+        return [name for name in self.files if not any((folder / (name + end)).is_file() for end in endings)]
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+# The first folder of each is where torchvision puts its download.
+LAYOUTS: dict[str, Layout] = {
+    "MNIST": Layout(_IDX_FILES, ("MNIST/raw", "mnist", ""), gzipped=True),
+    "FashionMNIST": Layout(
+        _IDX_FILES,
+        ("FashionMNIST/raw", "fashion-mnist", ""),
+        gzipped=True,
+        system=Path("/usr/share/datasets/fashion-mnist"),
+        system_package="dataset-fashion-mnist",
+    ),
+    "CIFAR10": Layout(
+        (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"), ("cifar-10-batches-py", "")
+    ),
+    "CIFAR100": Layout(("train", "test", "meta"), ("cifar-100-python", "")),
+    "SVHN": Layout(("train_32x32.mat", "test_32x32.mat"), ("", "SVHN", "svhn")),
+    # torchvision also wants unlabeled_X.bin, 2.8 GB that nobody here reads
+    "STL10": Layout(("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"), ("stl10_binary", "")),
+}
+
+
+def own_place(root: str | Path | None = None) -> Path | None:
+    """The user's own data folder: ``root``, else ``$LIT_PAPERS_DATA``, else None.
+
+    >>> own_place("/data").as_posix()
+    '/data'
+    """
+    chosen = root or os.environ.get(ENVIRONMENT_VARIABLE)
+    return Path(chosen).expanduser() if chosen else None
+
+
+def search_places(name: str, root: str | Path | None = None) -> list[Path]:
+    """The places where a data set is looked for, best first.
+
+    Args:
+        name: a key of ``LAYOUTS``, such as ``"FashionMNIST"``.
+        root: a folder of the user's, which goes before all others.
+
+    Returns:
+        ``root`` and ``$LIT_PAPERS_DATA`` if given, then the system's copy if the data set has one.
+
+    Raises:
+        KeyError: the data set is not in ``LAYOUTS``.
+
+    >>> search_places("CIFAR10", "/data")[0].as_posix()
+    '/data'
+    """
+    places = [own_place(root), own_place(), LAYOUTS[name].system]
+    return list(dict.fromkeys(place for place in places if place is not None))
+
+
+def find_data(name: str, root: str | Path | None = None) -> Path:
+    """The folder that holds the files of a data set.
+
+    Args:
+        name: a key of ``LAYOUTS``, such as ``"CIFAR10"``.
+        root: a folder of the user's, looked at before ``$LIT_PAPERS_DATA`` and the system's copy.
+
+    Returns:
+        The folder in which the files of ``LAYOUTS[name]`` lie side by side.
+
+    Raises:
+        KeyError: the data set is not in ``LAYOUTS``.
+        MissingDataError: no place has all the files.
+    """
+    layout = LAYOUTS[name]
+    looked_at = []
+    for place in search_places(name, root):
+        for below in ("",) if place == layout.system else layout.folders:
+            folder = place / below
+            lacking = layout.lacks(folder)
+            if not lacking:
+                return folder
+            partly = len(lacking) < len(layout.files)
+            looked_at.append(f"  {folder}" + (f" (lacks {', '.join(lacking)})" if partly else ""))
+    raise MissingDataError(_what_helps(name, looked_at))
+
+
+def is_present(name: str, root: str | Path | None = None) -> bool | None:
+    """Whether the data of a data module are on this machine, found out without importing torch.
+
+    Args:
+        name: the class of the data module, bare or dotted.
+        root: its ``root`` argument.
+
+    Returns:
+        None if the class is not one of ours, so that nothing can be said.
+
+    >>> is_present("lit_papers.datamodules.ImageFolder", "/no/such/folder"), is_present("my.DataModule")
+    (False, None)
+    """
+    name = name.rpartition(".")[-1]
+    if name == "Digits":
+        return find_spec("sklearn") is not None
+    if name == "ImageFolder":
+        return bool(root) and Path(str(root)).expanduser().exists()
+    if name not in LAYOUTS:
+        return None
+    try:
+        find_data(name, root)
+    except MissingDataError:
+        return False
+    return True
+
+
+def _what_helps(name: str, looked_at: list[str]) -> str:
+    layout = LAYOUTS[name]
+    wanted = ", ".join(layout.files) + (" (plain or .gz)" if layout.gzipped else "")
+    lines = [f"{name} was not found. Its files are {wanted}."]
+    if looked_at:
+        lines += ["Looked in:", *looked_at]
+    else:
+        lines += [f"There was nowhere to look: neither `root` nor ${ENVIRONMENT_VARIABLE} is set."]
+    lines += [
+        "What helps:",
+        f"  - point `root` (--data.root=FOLDER) or ${ENVIRONMENT_VARIABLE} at a folder that has them, or",
+        "  - let torchvision fetch them into that folder: `download: true` (--data.download=true)",
+    ]
+    if layout.system_package:
+        lines[-1] += ", or"
+        lines.append(f"  - on Debian and Ubuntu: apt install {layout.system_package}")
+    return "\n".join(lines)
