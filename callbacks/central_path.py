@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lit_papers.callbacks.epoch_measurement import EpochMeasurement
 from lit_papers.callbacks.feature_pass import Measurement
@@ -184,7 +184,7 @@ class CentralPath(EpochMeasurement):
         return figure
 
 
-def _decay_of(parameter: nn.Parameter, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[float | None, bool]:
+def _decay_of(parameter: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[float | None, bool]:
     """Weight decay of the group a parameter is in, and whether it is decoupled; None if it is in none."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -131,7 +131,7 @@ class EpochMeasurement(Callback, ABC):
         if not self.is_due(epoch, last=_is_last_epoch(trainer)) or not self._missing(epoch):
             return
         logged = self._measure(trainer, pl_module, epoch)
-        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, batch_size=1)
+        pl_module.log_dict(logged, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last epoch if it turned out only now to be the last (early stopping after our hook)."""

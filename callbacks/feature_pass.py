@@ -189,7 +189,7 @@ class FeaturePass:
 
 
 def _default_loader(trainer: Trainer) -> Any:
-    own = getattr(trainer.datamodule, "train_eval_dataloader", None)
+    own = getattr(getattr(trainer, "datamodule", None), "train_eval_dataloader", None)
     if own is not None:
         return own()
     training = trainer.train_dataloader

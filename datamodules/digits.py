@@ -35,9 +35,7 @@ class Digits(ImageDataModule[ImageArrays]):
     num_classes = 10
     input_shape = (1, 8, 8)
 
-    def __init__(
-        self, batch_size: int = 70, samples_per_class: int = 140, seed: int = 0, num_workers: int = 0
-    ) -> None:
+    def __init__(self, batch_size: int = 70, samples_per_class: int = 140, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__(batch_size, seed, num_workers)
         check_integer("samples_per_class", samples_per_class, least=1)
         if samples_per_class > 173:  # the rarest class, 8, has 174

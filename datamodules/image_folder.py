@@ -268,9 +268,7 @@ def files_by_class(tree: FileTree) -> dict[str, dict[str, list[str]]]:
         )
     for split, classes in files.items():
         if not classes:
-            raise ValueError(
-                f"{split}/ of {tree.root} has images, but none in a folder named after its class"
-            )
+            raise ValueError(f"{split}/ of {tree.root} has images, but none in a folder named after its class")
         for name, members in classes.items():
             if not members:
                 empty = tree.describe(prefixes[split] + name)

@@ -94,9 +94,7 @@ def read_idx(path: Path, *, dimensions: int) -> Tensor:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise CorruptDataError(
-            f"{path} is damaged or cut short ({error}): delete it and get it again"
-        ) from error
+        raise CorruptDataError(f"{path} is damaged or cut short ({error}): delete it and get it again") from error
     header = 4 * (1 + dimensions)
     if len(content) < header or tuple(content[:4]) != (0, 0, _UNSIGNED_BYTES, dimensions):
         raise CorruptDataError(

@@ -62,9 +62,7 @@ def shuffled_classes(targets: Tensor, seed: int) -> list[tuple[int, Tensor]]:
 def check_split_arguments(val_fraction: Any, samples_per_class: Any) -> None:
     """Raise an error that names the argument unless ``split_by_class`` can work with both."""
     if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float):
-        raise TypeError(
-            f"`val_fraction` must be a number, got {val_fraction!r} ({type(val_fraction).__name__})"
-        )
+        raise TypeError(f"`val_fraction` must be a number, got {val_fraction!r} ({type(val_fraction).__name__})")
     if not 0 <= val_fraction < 1:
         raise ValueError(f"`val_fraction` must be at least 0 and below 1, got {val_fraction}")
     if samples_per_class is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -98,11 +98,11 @@ class PapersCLI(LightningCLI):
                 stacklevel=1,
             )
         if config.trainer.logger in (None, True):
-            config.trainer.logger = Namespace(
-                class_path="lightning.pytorch.loggers.CSVLogger",
-                init_args=Namespace(
-                    save_dir=RUNS, name=self.run_name, version=None, prefix="", flush_logs_every_n_steps=100
-                ),
+            config.trainer.logger = dict_to_namespace(
+                {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": RUNS, "name": self.run_name},
+                }
             )
 
     def instantiate_classes(self) -> None:

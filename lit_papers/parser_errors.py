@@ -83,7 +83,7 @@ def _class_names() -> set[str]:
     names: set[str] = set()
     classes: list[type] = list(_CLASSES_BY_NAME)
     while classes:
-        subclasses = classes.pop().__subclasses__()
+        subclasses: list[type] = classes.pop().__subclasses__()
         names.update(subclass.__name__ for subclass in subclasses)
         classes += subclasses
     return names

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -14,7 +15,7 @@ def run_folder(trainer: Trainer) -> Path | None:
         The folder, which need not exist yet; None where nothing is logged (no logger, ``fast_dev_run``).
     """
     logger = trainer.logger
-    if logger is None or trainer.fast_dev_run:
+    if logger is None or isinstance(logger, DummyLogger):
         return None
     own = getattr(logger, "log_dir", None)
     if own is not None:

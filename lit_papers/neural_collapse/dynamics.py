@@ -86,9 +86,7 @@ def central_path_closed_form(
     v = torch.where(target > c2 + c3, far, 0.0)
     for _ in range(_NEWTON_STEPS):
         square = v.exp()
-        step = (c1 / 2 * v + c2 * square + c3 * square**2 - target) / (
-            c1 / 2 + c2 * square + 2 * c3 * square**2
-        )
+        step = (c1 / 2 * v + c2 * square + c3 * square**2 - target) / (c1 / 2 + c2 * square + 2 * c3 * square**2)
         v = v - step
         if (step.abs() <= 4 * torch.finfo(torch.float64).eps * v.abs().clamp_min(1)).all():
             break
@@ -236,9 +234,7 @@ def _initial_features(
     noise = math.sqrt(number) * orthonormal(noise)  # a basis of the same columns, so still centred
     left = orthonormal(normal(dim, len(omega0)))  # (d, r)
     ones = torch.ones(num_classes, 1, dtype=torch.float64)
-    right = orthonormal(torch.cat([ones, normal(num_classes, len(omega0))], dim=1))[
-        :, 1:
-    ]  # (C, r), sums of 0
+    right = orthonormal(torch.cat([ones, normal(num_classes, len(omega0))], dim=1))[:, 1:]  # (C, r), sums of 0
     return (noise + (right * omega0 @ left.T)[targets]).T
 
 
@@ -257,9 +253,7 @@ def _velocity(x: Tensor, num_classes: int, flow: str) -> Tensor:
     y = y - 1 / num_classes  # what the bias leaves to explain
     # X X^T is at least N I: conserved by the plain flow, N Sigma_W + ... in the renormalised one.
     weight = torch.linalg.solve(x @ x.T, y @ x.T, left=False)  # (C, d)
-    gradient: Tensor = (
-        weight.T @ (weight @ x - y) / number
-    )  # (d, N); the optimal weight's own change drops out
+    gradient: Tensor = weight.T @ (weight @ x - y) / number  # (d, N); the optimal weight's own change drops out
     if flow == "plain":
         return -gradient
 

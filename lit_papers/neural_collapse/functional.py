@@ -35,6 +35,7 @@ __all__ = [
     "merge_statistics",
     "mse_decomposition",
     "ncc_mismatch",
+    "nearest_class_mean",
     "neural_collapse_measures",
     "regularization_strength",
     "self_duality",
@@ -141,9 +142,7 @@ def self_duality(weight: Tensor, stats: ClassStatistics, *, center_classifier: b
     tensor(0., dtype=torch.float64)
     """
     rows, means = _classifier_rows(weight, stats, center_classifier), centered_class_means(stats)
-    gap: Tensor = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(
-        means
-    )  # (C_seen, d)
+    gap: Tensor = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)  # (C_seen, d)
     return gap.square().sum()
 
 
@@ -171,29 +170,51 @@ def ncc_mismatch(features: Tensor, logits: Tensor, stats: ClassStatistics) -> Te
     tensor(0.5000, dtype=torch.float64)
     """
     num_classes, dim = stats.means.shape
-    if features.ndim != 2 or features.shape[1] != dim or logits.shape != (len(features), num_classes):
+    if features.ndim != 2 or logits.shape != (len(features), num_classes):
         raise ValueError(
             f"expected features (N, {dim}) and logits (N, {num_classes}), "
             f"got shapes {tuple(features.shape)} and {tuple(logits.shape)}"
         )
     if len(features) == 0:
         raise ValueError("no samples: expected at least one row of features")
-    if not torch.isfinite(features).all():
-        raise ValueError("non-finite features: got NaN or Inf")
     if logits.isnan().any():
         raise ValueError("logits must not be NaN")
+    nearest = nearest_class_mean(features, stats)
+    return (logits.argmax(dim=1).to(nearest.device) != nearest).double().mean()
+
+
+def nearest_class_mean(features: Tensor, stats: ClassStatistics) -> Tensor:
+    """The class whose mean is nearest to each sample: the decision that NC4 compares with the classifier's.
+
+    Args:
+        features: inputs of the last linear layer, shape ``(N, d)``, any floating dtype.
+        stats: statistics of the training features; a class never seen cannot be the nearest.
+
+    Returns:
+        Class indices, int64, shape ``(N,)``; ties go to the first class.
+
+    Raises:
+        ValueError: features are not ``(N, d)`` or not finite, or fewer than two classes were seen.
+
+    >>> stats = ClassStatistics(torch.tensor([2, 2]), torch.tensor([[2.0], [-2.0]]), torch.tensor([[4.0]]))
+    >>> nearest_class_mean(torch.tensor([[3.0], [-0.5]]), stats)
+    tensor([0, 1])
+    """
+    if features.ndim != 2 or features.shape[1] != stats.means.shape[1]:
+        raise ValueError(f"expected features (N, {stats.means.shape[1]}), got shape {tuple(features.shape)}")
+    if not torch.isfinite(features).all():
+        raise ValueError("non-finite features: got NaN or Inf")
     seen = stats.counts > 0
     if seen.sum() < 2:
         raise ValueError(f"expected samples of at least two classes, got samples of {int(seen.sum())}")
-    different = torch.zeros((), dtype=torch.int64, device=stats.means.device)
-    for rows, scores in zip(torch.split(features, BLOCK_ROWS), torch.split(logits, BLOCK_ROWS), strict=True):
-        # Distances by matrix product would lose the digits that decide between collapsed classes.
-        distances = torch.cdist(  # (b, C)
-            as_float64(rows).to(seen.device), stats.means, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        nearest = distances.masked_fill(~seen, torch.inf).argmin(dim=1)
-        different += (scores.to(seen.device).argmax(dim=1) != nearest).sum()
-    return different.double() / len(features)
+    # Distances by matrix product would lose the digits that decide between collapsed classes.
+    nearest = [
+        torch.cdist(as_float64(rows).to(seen.device), stats.means, compute_mode="donot_use_mm_for_euclid_dist")
+        .masked_fill(~seen, torch.inf)  # (b, C)
+        .argmin(dim=1)
+        for rows in torch.split(features, BLOCK_ROWS)
+    ]
+    return torch.cat(nearest)
 
 
 def neural_collapse_measures(
@@ -263,13 +284,9 @@ def simplex_etf(num_classes: int, num_features: int, *, generator: torch.Generat
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     if num_features < num_classes - 1:
-        raise ValueError(
-            f"num_features must be at least num_classes - 1 = {num_classes - 1}, got {num_features}"
-        )
+        raise ValueError(f"num_features must be at least num_classes - 1 = {num_classes - 1}, got {num_features}")
     device = "cpu" if generator is None else generator.device
-    normal = torch.randn(
-        num_features, num_classes - 1, generator=generator, dtype=torch.float64, device=device
-    )
+    normal = torch.randn(num_features, num_classes - 1, generator=generator, dtype=torch.float64, device=device)
     rotation: Tensor  # (d, C - 1)
     rotation, upper = torch.linalg.qr(normal)
     rotation = rotation * upper.diagonal().sign()  # without this, not every orientation is equally likely

@@ -70,13 +70,9 @@ class ClassStatisticsMetric(Metric):
         """Add a batch: features ``(B, d)`` and targets ``(B,)``."""
         check_batch(features, targets, self.num_classes)
         if features.shape[1] != self.num_features:
-            raise ValueError(
-                f"features must have shape (B, {self.num_features}), got {tuple(features.shape)}"
-            )
+            raise ValueError(f"features must have shape (B, {self.num_features}), got {tuple(features.shape)}")
         if self.moments.is_inference() and not torch.is_inference_mode_enabled():
-            self.moments = (
-                self.moments.clone()
-            )  # PyTorch forbids in-place updates of what inference mode made
+            self.moments = self.moments.clone()  # PyTorch forbids in-place updates of what inference mode made
         welford_update_(*unpack(self.moments), features, targets)
 
     def compute(self) -> ClassStatistics:

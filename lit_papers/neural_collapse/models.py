@@ -3,8 +3,8 @@
 Every network ends in one ``nn.Linear`` with bias, whose input are the features that collapse.
 """
 
-from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -87,7 +87,8 @@ class _SmallVGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps: Tensor = self.features(images)  # (N, 512, H/32, W/32)
-        return self.classifier(nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1))
+        logits: Tensor = self.classifier(nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1))
+        return logits
 
 
 def _from_torchvision(name: str, channels: int, num_classes: int) -> nn.Module:
@@ -95,8 +96,7 @@ def _from_torchvision(name: str, channels: int, num_classes: int) -> nn.Module:
         from torchvision import models
     except ImportError as error:
         raise ImportError(f"network={name!r} comes from torchvision: pip install 'lit-papers[vision]'") from error
-    build: Callable[..., nn.Module] = getattr(models, name)
-    network = build(weights=None, num_classes=num_classes)
+    network: Any = getattr(models, name)(weights=None, num_classes=num_classes)
     if name in _RESNETS:
         network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
         network.maxpool = nn.Identity()
@@ -108,4 +108,5 @@ def _from_torchvision(name: str, channels: int, num_classes: int) -> nn.Module:
         width = network.features.conv0.out_channels
         network.features.conv0 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
         network.features.pool0 = nn.Identity()
-    return network
+    changed: nn.Module = network
+    return changed

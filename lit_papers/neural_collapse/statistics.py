@@ -50,9 +50,7 @@ class ClassStatistics:
         if counts.sum() == 0:
             raise ValueError("no samples: expected at least one row of features")
         if not (torch.isfinite(means).all() and torch.isfinite(scatter).all()):
-            raise ValueError(
-                "non-finite features: expected finite values whose squares fit float64, got NaN or Inf"
-            )
+            raise ValueError("non-finite features: expected finite values whose squares fit float64, got NaN or Inf")
         # Copies: the arguments may be views of a state that goes on being updated in place.
         object.__setattr__(self, "counts", counts.clone())
         object.__setattr__(self, "means", means.clone())
@@ -107,9 +105,7 @@ def class_statistics(features: Tensor, targets: Tensor, num_classes: int) -> Cla
     check_num_classes(num_classes)
     check_batch(features, targets, num_classes)
     dim = features.shape[1]
-    zeros = torch.zeros(
-        num_classes + dim, dim + 1, dtype=torch.float64, device=float64_device(features.device)
-    )
+    zeros = torch.zeros(num_classes + dim, dim + 1, dtype=torch.float64, device=float64_device(features.device))
     moments = unpack(zeros)
     welford_update_(*moments, features, targets)
     return ClassStatistics(*moments)
@@ -195,9 +191,7 @@ def unpack(packed: Tensor) -> Moments:
     return packed[:num_classes, 0], packed[:num_classes, 1:], packed[num_classes:, 1:]
 
 
-def welford_update_(
-    counts: Tensor, means: Tensor, scatter: Tensor, features: Tensor, targets: Tensor
-) -> None:
+def welford_update_(counts: Tensor, means: Tensor, scatter: Tensor, features: Tensor, targets: Tensor) -> None:
     """Add rows to float64 counts (C,), means (C, d) and scatter (d, d), in place; needs checked arguments.
 
     The batched form of Welford's update: what the rows deviate from the old and from the new means makes
@@ -205,9 +199,7 @@ def welford_update_(
     """
     device = means.device
     with torch.no_grad():  # for features that carry a graph
-        for rows, labels in zip(
-            torch.split(features, BLOCK_ROWS), torch.split(targets, BLOCK_ROWS), strict=True
-        ):
+        for rows, labels in zip(torch.split(features, BLOCK_ROWS), torch.split(targets, BLOCK_ROWS), strict=True):
             rows = rows.to(device, torch.float64)  # (b, d); before any difference is taken
             labels = labels.to(device, torch.int64)
             # not bincount, which makes a GPU wait for the CPU
@@ -261,6 +253,4 @@ def check_batch(features: Tensor, targets: Tensor, num_classes: int) -> None:
     if len(targets) > 0:
         lowest, highest = torch.stack(torch.aminmax(targets)).tolist()  # one wait for the GPU, not two
         if lowest < 0 or highest >= num_classes:
-            raise ValueError(
-                f"targets must lie in [0, {num_classes}), got {lowest if lowest < 0 else highest}"
-            )
+            raise ValueError(f"targets must lie in [0, {num_classes}), got {lowest if lowest < 0 else highest}")

@@ -129,9 +129,7 @@ def test_five_times_less_cpu_than_two_passes(num_classes: int) -> None:
         times["ours"].append(cpu_seconds(lambda: ours(*arguments)))
         times["peer"].append(cpu_seconds(lambda: peer(*arguments)))
     mine, theirs = statistics.median(times["ours"]), statistics.median(times["peer"])
-    print(
-        f"\nC={num_classes}: ours {mine:.2f} s, two passes {theirs:.2f} s of CPU, ratio {theirs / mine:.1f}"
-    )
+    print(f"\nC={num_classes}: ours {mine:.2f} s, two passes {theirs:.2f} s of CPU, ratio {theirs / mine:.1f}")
     assert theirs / mine >= 5
 
 
@@ -149,9 +147,7 @@ def extra_memory(call: Callable[[], object]) -> float:
     return (resident("VmHWM") - before) / 2**20
 
 
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="reads Linux's /proc and sets an option of glibc"
-)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads Linux's /proc and sets an option of glibc")
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_extra_memory_does_not_grow_with_the_samples(num_classes: int) -> None:
     environment = {

@@ -24,11 +24,7 @@ def _only_the_data_of_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    return (
-        struct.pack(">BBBB", 0, 0, 8, array.ndim)
-        + struct.pack(f">{array.ndim}I", *array.shape)
-        + array.tobytes()
-    )
+    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture
@@ -63,9 +59,7 @@ def idx_folder(write_idx: Callable[..., Path]) -> Callable[..., Path]:
 
 def image_bytes(value: int, mode: str = "RGB", size: tuple[int, int] = (32, 32), kind: str = "PNG") -> bytes:
     content = io.BytesIO()
-    Image.new(mode, size, (value,) * len(mode) if mode in ("RGB", "RGBA", "CMYK", "LA") else value).save(
-        content, kind
-    )
+    Image.new(mode, size, (value,) * len(mode) if mode in ("RGB", "RGBA", "CMYK", "LA") else value).save(content, kind)
     return content.getvalue()
 
 

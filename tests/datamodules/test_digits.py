@@ -29,9 +29,7 @@ def test_training_and_validation_share_no_image():
     data = Digits()
     data.setup()
     joined = torch.cat([data.train_set.images, data.val_set.images])
-    assert (
-        len(torch.unique(joined.flatten(1), dim=0)) == 1797
-    )  # no two digits are the same, so none was drawn twice
+    assert len(torch.unique(joined.flatten(1), dim=0)) == 1797  # no two digits are the same, so none was drawn twice
 
 
 def test_pixels_are_x_over_8_minus_1():

@@ -146,24 +146,18 @@ def test_pixels_are_as_stored(write_tree):
 
 
 def test_grey_images(picture, write_tree):
-    data = ImageFolder(
-        write_tree({f"a/{i}.png": picture(i, "L") for i in range(4)}), channels=1, batch_size=2
-    )
+    data = ImageFolder(write_tree({f"a/{i}.png": picture(i, "L") for i in range(4)}), channels=1, batch_size=2)
     data.setup()
     assert next(iter(data.train_dataloader()))[0].shape == (2, 1, 32, 32)
 
 
-@pytest.mark.parametrize(
-    ("mode", "found"), [("L", "1 channel"), ("RGBA", "4 channels"), ("CMYK", "4 channels")]
-)
+@pytest.mark.parametrize(("mode", "found"), [("L", "1 channel"), ("RGBA", "4 channels"), ("CMYK", "4 channels")])
 def test_other_channels_need_permission(mode, found, picture, write_tree):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     path = write_tree({f"a/{i}.{kind.lower()}": picture(50, mode, kind=kind) for i in range(2)})
     data = ImageFolder(path)
     data.setup()
-    with pytest.raises(
-        ValueError, match=rf"a/.\.{kind.lower()} has {found}, but `channels`=3: set `convert: true`"
-    ):
+    with pytest.raises(ValueError, match=rf"a/.\.{kind.lower()} has {found}, but `channels`=3: set `convert: true`"):
         data.train_set[0]
     data = ImageFolder(path, convert=True)
     data.setup()
@@ -254,9 +248,7 @@ def test_no_train(tree, write_tree):
 
 def test_images_without_a_class(tree, picture, write_tree):
     path = write_tree({**tree(splits=("train/",)), "test/1.png": picture(1)})
-    with pytest.raises(
-        ValueError, match=r"test/ of .* has images, but none in a folder named after its class"
-    ):
+    with pytest.raises(ValueError, match=r"test/ of .* has images, but none in a folder named after its class"):
         ImageFolder(path).setup()
 
 

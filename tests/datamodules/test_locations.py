@@ -97,7 +97,5 @@ def test_nothing_heavy_is_imported():
         "print([name for name in ('torch', 'sklearn') if name in sys.modules])"
     )
     root = Path(lit_papers.__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -95,9 +95,7 @@ def test_a_plain_file_cut_short(idx_folder, tmp_path):
     damaged(tmp_path, f"{file} declares 200 x 28 x 28 = 156800 bytes but has 156799")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html>", b"\0\0\x08\x03\0\0", b"\0\0\x0d\x03" + b"\0" * 12]
-)
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"\0\0\x08\x03\0\0", b"\0\0\x0d\x03" + b"\0" * 12])
 def test_a_file_that_is_no_idx_file(content, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(content)
@@ -167,17 +165,13 @@ def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
 
 
 def test_a_download_needs_a_folder():
-    with pytest.raises(
-        ValueError, match=r"no folder to put MNIST in: give `root` .* or set \$LIT_PAPERS_DATA"
-    ):
+    with pytest.raises(ValueError, match=r"no folder to put MNIST in: give `root` .* or set \$LIT_PAPERS_DATA"):
         MNIST(download=True).prepare_data()
 
 
 def test_a_failed_download_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-    with pytest.raises(
-        RuntimeError, match=r"(?s)FashionMNIST could not be downloaded into .*no network in tests"
-    ):
+    with pytest.raises(RuntimeError, match=r"(?s)FashionMNIST could not be downloaded into .*no network in tests"):
         FashionMNIST(tmp_path, download=True).prepare_data()
 
 

@@ -22,9 +22,7 @@ def pixels(labels, shape=(32, 32)):
     return images
 
 
-def write_cifar(
-    monkeypatch, folder, kind, label_key, num_classes, train_files, test_file, meta_file, meta_key
-):
+def write_cifar(monkeypatch, folder, kind, label_key, num_classes, train_files, test_file, meta_file, meta_key):
     theirs = getattr(torchvision.datasets, kind)
     folder.mkdir(parents=True)
     sums = {}
@@ -36,27 +34,21 @@ def write_cifar(
     (folder / meta_file).write_bytes(pickle.dumps({meta_key: [str(i) for i in range(num_classes)]}))
     monkeypatch.setattr(theirs, "train_list", [[name, sums[name]] for name in train_files])
     monkeypatch.setattr(theirs, "test_list", [[test_file, sums[test_file]]])
-    monkeypatch.setattr(
-        theirs, "meta", {"filename": meta_file, "key": meta_key, "md5": md5(folder / meta_file)}
-    )
+    monkeypatch.setattr(theirs, "meta", {"filename": meta_file, "key": meta_key, "md5": md5(folder / meta_file)})
 
 
 @pytest.fixture
 def cifar10(monkeypatch, tmp_path):
     names = [f"data_batch_{i}" for i in range(1, 6)]
     folder = tmp_path / "cifar-10-batches-py"
-    write_cifar(
-        monkeypatch, folder, "CIFAR10", "labels", 10, names, "test_batch", "batches.meta", "label_names"
-    )
+    write_cifar(monkeypatch, folder, "CIFAR10", "labels", 10, names, "test_batch", "batches.meta", "label_names")
     return folder
 
 
 @pytest.fixture
 def cifar100(monkeypatch, tmp_path):
     folder = tmp_path / "cifar-100-python"
-    write_cifar(
-        monkeypatch, folder, "CIFAR100", "fine_labels", 100, ["train"], "test", "meta", "fine_label_names"
-    )
+    write_cifar(monkeypatch, folder, "CIFAR100", "fine_labels", 100, ["train"], "test", "meta", "fine_label_names")
     return folder
 
 

@@ -27,9 +27,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         for rows, labels in zip(features.split(50), targets.split(50), strict=True):
             metric.update(rows, labels)
         first = metric.compute()
-        metric.update(
-            features, targets
-        )  # after a synchronised compute the process goes on with its own share
+        metric.update(features, targets)  # after a synchronised compute the process goes on with its own share
         doubled = metric.compute()
 
         idle = ClassStatisticsMetric(num_classes=4, num_features=features.shape[1])

@@ -58,9 +58,7 @@ def test_plain_flow_conserves_the_gram_matrix_and_lowers_the_loss() -> None:
     for gram in grams[1:]:
         torch.testing.assert_close(gram, grams[0], rtol=1e-9, atol=1e-9 * grams[0].abs().max().item())
     losses = [
-        mse_decomposition(class_statistics(f, path.targets, 4), torch.zeros(4, 6), torch.zeros(4))[
-            "ls"
-        ].item()
+        mse_decomposition(class_statistics(f, path.targets, 4), torch.zeros(4, 6), torch.zeros(4))["ls"].item()
         for f in path.features
     ]
     assert losses[0] > losses[1] > losses[2]
@@ -88,8 +86,7 @@ def test_closed_form_solves_its_differential_equation() -> None:
     t, step = torch.tensor([1.0, 50.0, 3000.0], dtype=torch.float64), 1e-3
     omega = central_path_closed_form([3.0, 1.0], t, 5, 7)
     slope = (
-        central_path_closed_form([3.0, 1.0], t + step, 5, 7)
-        - central_path_closed_form([3.0, 1.0], t - step, 5, 7)
+        central_path_closed_form([3.0, 1.0], t + step, 5, 7) - central_path_closed_form([3.0, 1.0], t - step, 5, 7)
     ) / (2 * step)
     torch.testing.assert_close(slope, omega / (5 + omega**2) ** 2 / 7, rtol=1e-6, atol=0)
 
@@ -141,9 +138,7 @@ def test_optimum_is_what_a_minimiser_reaches(bias: bool) -> None:
     optimizer.step(closure)
     assert closure().item() == pytest.approx(expected.loss, rel=1e-10)
     norms = class_statistics(h.detach().T, torch.arange(num_classes).repeat_interleave(n), num_classes).means
-    assert norms.square().sum(dim=1).tolist() == pytest.approx(
-        [expected.mean_norm_squared] * num_classes, rel=1e-4
-    )
+    assert norms.square().sum(dim=1).tolist() == pytest.approx([expected.mean_norm_squared] * num_classes, rel=1e-4)
 
 
 def test_optimum_of_too_strong_regularisation_is_zero() -> None:
@@ -187,8 +182,6 @@ def test_closed_form_and_optimum_refuse() -> None:
         central_path_closed_form(OMEGA0, 1.0, 3, 12)
     for name in ("weight_decay", "feature_decay"):
         with pytest.raises(ValueError, match=f"{name} must be finite and > 0, got 0"):
-            ufm_optimum(
-                **{"num_classes": 3, "samples_per_class": 2, "weight_decay": 1, "feature_decay": 1, name: 0}
-            )
+            ufm_optimum(**{"num_classes": 3, "samples_per_class": 2, "weight_decay": 1, "feature_decay": 1, name: 0})
     with pytest.raises(ValueError, match="num_classes must be at least 2"):
         ufm_optimum(1, 2, 0.1, 0.1)

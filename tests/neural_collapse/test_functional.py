@@ -236,8 +236,7 @@ def test_decomposition_is_that_of_least_squares_on_samples(case: str, lam: float
         "ls": mean_square(features @ w_ref.T + b_ref - y) + penalty(w_ref, b_ref),
         "nc1": mean_square((features - class_means) @ w_ref.T) + penalty(w_ref, b_ref),
         "nc23": mean_square(class_means @ w_ref.T + b_ref - y),
-        "perp": mean_square(features @ (weight - w_ref).T + offset - b_ref)
-        + penalty(weight - w_ref, offset - b_ref),
+        "perp": mean_square(features @ (weight - w_ref).T + offset - b_ref) + penalty(weight - w_ref, offset - b_ref),
     }
     parts = mse_decomposition(stats, weight, offset if with_bias else None, lam, decay_bias=decay_bias)
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, abs=1e-10)
@@ -318,9 +317,7 @@ def test_regularization_strength_matches_the_minimiser_of_the_training_loss() ->
         loss = (features @ weight.T + bias - y).square().sum() / divisor
         grads = torch.autograd.grad(loss, (weight, bias))
         for parameter, gradient in zip((weight, bias), grads, strict=True):
-            torch.testing.assert_close(
-                gradient + 0.01 * parameter, torch.zeros_like(parameter), rtol=0, atol=1e-14
-            )
+            torch.testing.assert_close(gradient + 0.01 * parameter, torch.zeros_like(parameter), rtol=0, atol=1e-14)
 
 
 # The measures
@@ -376,9 +373,7 @@ def test_measures_see_neither_rotation_nor_shift_nor_scale_nor_order() -> None:
     changed = (3 * features @ rotation + 2)[shuffled], relabel[targets][shuffled]
     first = neural_collapse_measures(class_statistics(features, targets, 5), weight)
     second = neural_collapse_measures(class_statistics(*changed, 5), changed_weight)
-    assert {k: v.item() for k, v in second.items()} == pytest.approx(
-        {k: v.item() for k, v in first.items()}, rel=1e-10
-    )
+    assert {k: v.item() for k, v in second.items()} == pytest.approx({k: v.item() for k, v in first.items()}, rel=1e-10)
 
 
 def test_unseen_classes_are_left_out_of_every_measure() -> None:
@@ -389,9 +384,7 @@ def test_unseen_classes_are_left_out_of_every_measure() -> None:
     labels = torch.tensor([0, 2, 3])[targets]
     stats = class_statistics(features, labels, 4)
     many = neural_collapse_measures(stats, wide)
-    assert {k: v.item() for k, v in many.items()} == pytest.approx(
-        {k: v.item() for k, v in few.items()}, rel=1e-13
-    )
+    assert {k: v.item() for k, v in many.items()} == pytest.approx({k: v.item() for k, v in few.items()}, rel=1e-13)
     assert many["num_classes_seen"] == 3
     assert centered_class_means(stats).shape == (3, 6)
     # Features at the origin, where an unseen class would have its mean if zeros were taken for one.
@@ -428,10 +421,7 @@ def test_nc1_keeps_its_digits_far_from_the_origin(offset: float) -> None:
     far = variability_collapse(class_statistics(features + offset, targets, 10)).item()
     assert near < 1e-5
     assert far == pytest.approx(near, rel=max(1e-13, offset * 1e-11))
-    assert (
-        neural_collapse_measures(class_statistics(features + offset, targets, 10), torch.eye(10, 64))["rank"]
-        == 9
-    )
+    assert neural_collapse_measures(class_statistics(features + offset, targets, 10), torch.eye(10, 64))["rank"] == 9
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-6, 1e-9])
