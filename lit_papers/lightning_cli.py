@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -98,11 +98,9 @@ class PapersCLI(LightningCLI):
                 stacklevel=1,
             )
         if config.trainer.logger in (None, True):
-            config.trainer.logger = dict_to_namespace(
-                {
-                    "class_path": "lightning.pytorch.loggers.CSVLogger",
-                    "init_args": {"save_dir": RUNS, "name": self.run_name},
-                }
+            init_args = Namespace(save_dir=RUNS, name=self.run_name)  # type: ignore[no-untyped-call]
+            config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
+                class_path="lightning.pytorch.loggers.CSVLogger", init_args=init_args
             )
 
     def instantiate_classes(self) -> None:
