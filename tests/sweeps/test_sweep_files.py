@@ -1,0 +1,61 @@
+"""Every sweep file builds, by W&B's own functions, a command line that we accept and a metric that we log."""
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_papers.cli import main
+
+SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+
+
+def sample(parameter: dict[str, Any], draw: random.Random) -> Any:
+    if "value" in parameter:
+        return parameter["value"]
+    if "values" in parameter:
+        return draw.choice(parameter["values"])
+    return parameter["min"]
+
+
+def command_line(sweep: dict[str, Any], folder: Path) -> list[str]:
+    """What ``wandb agent`` would start, after ``python -m lit_papers``."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    draw = random.Random(0)
+    values = {key: {"value": sample(parameter, draw)} for key, parameter in sweep["parameters"].items()}
+    arguments = utils.create_sweep_command_args({"args": values})
+    (folder / "sampled.json").write_text(json.dumps(arguments["args_dict"]))
+    command = utils.create_sweep_command(list(sweep["command"]))
+    assert command[:4] == ["${env}", "${interpreter}", "-m", "lit_papers"]
+    return [str(folder / "sampled.json") if word == "${args_json_file}" else word for word in command[4:]]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sampled_values_arrive(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lit_papers"])
+    arguments = command_line(yaml.safe_load(path.read_text()), tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert end.value.code == 0
+    for key, value in json.loads((tmp_path / "sampled.json").read_text()).items():
+        found = printed
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_metric_is_logged(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lit_papers"])
+    sweep = yaml.safe_load(path.read_text())
+    arguments = [word for word in command_line(sweep, tmp_path) if not word.startswith("--trainer.logger")]
+    assert main([*arguments, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]) == 0
+    (metrics,) = tmp_path.glob("runs/*/*/version_0/metrics.csv")
+    assert sweep["metric"]["name"] in metrics.read_text().splitlines()[0].split(",")

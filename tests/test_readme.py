@@ -1,0 +1,64 @@
+"""The README's snippets run: what a newcomer copies works."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_papers.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+SHELL = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+OUR_COMMANDS = [line.rpartition("python -m lit_papers ")[2] for line in SHELL if "python -m lit_papers" in line]
+SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.mark.parametrize("command", OUR_COMMANDS)
+def test_commands_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lit_papers"])
+    arguments = shlex.split(command)
+    try:
+        status = main(arguments + (SHORT if arguments[0] == "fit" else []))
+    except SystemExit as end:  # --print_config
+        status = int(end.code or 0)
+    assert status == 0
+
+
+def test_python_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = [block for language, block in BLOCKS if language == "python"]
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
+    before, after = map(float, re.search(r"NC1 ([\d.]+) -> ([\d.]+)", capsys.readouterr().out).groups())
+    assert after < before
+    assert Path("collapse.png").is_file()
+
+
+def test_ci_runs_the_test_command() -> None:
+    command = next(line for line in SHELL if line.endswith("pytest"))
+    install, test = command.split(" && ")
+    ci = (ROOT / ".ci/run").read_text()
+    assert test in ci.splitlines()
+    assert install.removeprefix("pip install ") in ci
+
+
+def test_sweeps_are_there() -> None:
+    for line in SHELL:
+        if line.startswith("wandb sweep"):
+            assert "command" in yaml.safe_load((ROOT / line.split()[2]).read_text())
+
+
+def test_links_and_pictures_are_there() -> None:
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+
+
+def test_every_paper_with_code_is_in_the_table() -> None:
+    for folder in (ROOT / "lit_papers").iterdir():
+        if (folder / "module.py").is_file():
+            assert re.search(rf"`lit_papers.{folder.name}`\]\(lit_papers/{folder.name}/README.md\) \| ready", README)
