@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, Trainer
 
 from lit_papers.callbacks import CentralPath, NeuralCollapse
+from lit_papers.callbacks.feature_pass import Measurement
 from tests import guest
 
 GUESTS: dict[str, guest.MakeCallbacks] = {
@@ -39,6 +41,32 @@ def test_training_is_bit_identical(make: guest.MakeCallbacks, setting: str, tmp_
 
 def test_two_processes_record_what_one_does(make: guest.MakeCallbacks, tmp_path: Path) -> None:
     guest.check_two_processes(make, tmp_path)
+
+
+def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
+    """Shares that overlap would give the same means: the counts tell."""
+
+    class Counting(NeuralCollapse):
+        def record(self, measurement: Measurement, trainer: Trainer) -> dict[str, Any]:
+            return {"samples": float(measurement.stats.counts.sum())}
+
+    guest.check_two_processes(lambda: [Counting()], tmp_path)
+
+
+def test_measuring_compiles_nothing(tmp_path: Path) -> None:
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    counts = []
+    for callbacks in ([], [NeuralCollapse(), CentralPath()]):
+        torch.compiler.reset()
+        compilations.clear()
+        guest.foreign_trainer(tmp_path, callbacks).fit(torch.compile(guest.ForeignModule(), backend=backend))
+        counts.append(len(compilations))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("at_epoch_end", [True, False], ids=["epoch end", "validation end"])

@@ -122,6 +122,22 @@ def test_finds_the_head_beside_an_auxiliary_one_of_the_same_shape() -> None:
     assert set(names) == {"network.head"}
 
 
+def test_of_two_layers_with_the_same_output_the_last_is_the_head() -> None:
+    network = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3, bias=False))
+    nn.init.eye_(network[1].weight)
+    callback = NeuralCollapse()
+    trainer = fit(Small(network, lr=1e-9), [callback], max_epochs=1)
+    assert trainer.current_epoch == 1
+    assert callback.history[-1]["nc3_self_duality"] == pytest.approx(_self_duality_of(network), rel=1e-4)
+
+
+def _self_duality_of(network: nn.Sequential) -> float:
+    images, targets = pairs().tensors
+    with torch.no_grad():
+        stats = class_statistics(network[0](images), targets, 3)
+    return float(neural_collapse_measures(stats, network[1].weight)["nc3_self_duality"])
+
+
 @pytest.mark.parametrize("classifier", ["network.2", "module"])
 def test_takes_the_classifier_it_is_given(classifier: str) -> None:
     module = Small(mlp())
