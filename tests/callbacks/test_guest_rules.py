@@ -1,11 +1,13 @@
 """Every callback of ours, attached to a project that has never heard of us."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from lit_papers.callbacks import CentralPath, NeuralCollapse
 from lit_papers.callbacks.feature_pass import Measurement
@@ -51,6 +53,42 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
             return {"samples": float(measurement.stats.counts.sum())}
 
     guest.check_two_processes(lambda: [Counting()], tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_on_one_process_does_not_hang_the_other(tmp_path: Path) -> None:
+    """Without agreement before the first collective, the healthy process would wait for the other's statistics."""
+
+    def unpack(batch: Any) -> Any:
+        if torch.distributed.get_rank() == 1 and (batch["label"] == 3).all():
+            raise OSError("disk of rank 1")
+        return batch["image"], batch["label"]
+
+    samples = guest.ForeignData(torch.float64)
+    loader = torch.utils.data.DataLoader(samples, sampler=torch.argsort(samples.labels).tolist(), batch_size=4)
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    trainer = guest.foreign_trainer(
+        tmp_path, [NeuralCollapse(loader, unpack=unpack)], devices=2, strategy=strategy, precision="64-true"
+    )
+    with pytest.raises(Exception, match=r"disk of rank 1|measuring failed on another process"):
+        trainer.fit(guest.ForeignModule(random=False).double())
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_gpu_records_what_the_cpu_does_of_the_same_weights(precision: str, tmp_path: Path) -> None:
+    callbacks = GUESTS["both"]()
+    trainer = guest.foreign_trainer(tmp_path, callbacks, accelerator="gpu", precision=precision)
+    module = guest.ForeignModule()
+    trainer.fit(module)
+    again = GUESTS["both"]()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0, weight_decay=1e-3)
+    guest.foreign_trainer(tmp_path, again, max_epochs=1, num_sanity_val_steps=0).fit(module.eval())
+    on_gpu, on_cpu = callbacks[1].history[-1], again[1].history[-1]
+    for key in ("nc1", "nc3_self_duality", "nc2_max_angle_means"):
+        # batch norm's running statistics move in the epoch without learning; the weights do not
+        assert on_cpu[key] == pytest.approx(on_gpu[key], rel=0.05)
 
 
 def test_measuring_compiles_nothing(tmp_path: Path) -> None:
