@@ -214,3 +214,19 @@ def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in (tmp_path / "runs/neural_collapse/digits").iterdir()] == ["version_0"]
     assert done.stdout.count("run folder") == 1
+
+
+@pytest.mark.slow
+def test_wandb_by_option_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, as a cluster without internet has it: metrics and figures end up in the run that W&B keeps."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_papers", *SHORT, "--trainer.logger=WandbLogger"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    assert {path.name.split("_")[0] for path in run.glob("files/media/images/*.png")} == {"central", "neural"}
+    (folder,) = {path.parent for path in tmp_path.glob("**/config.yaml")}
+    assert (folder / "neural_collapse.png").is_file()
+    assert not (tmp_path / "runs").exists()
