@@ -207,7 +207,7 @@ def slope_figure(measured: Sequence[Sequence[Measured]], panels: Sequence[Panel]
             x = [value - curve.offset for value in panel.values]
             middle = len(x) // 2
             fitted = _power_law(x, line.errors, line.slope)
-            label = f"{curve.label}: {line.slope:.2f} ({curve.exponent})"
+            label = f"{curve.label}: {_rounded(line.slope)} ({curve.exponent})"
             axis.plot(x, [fitted(value) for value in x], color=style["color"], linestyle=style["linestyle"])
             axis.plot(x, line.errors, color=style["color"], linestyle="", marker=style["marker"], markersize=4.5)
             axis.plot([], [], label=label, **{**style, "markersize": 4.5})
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for panel, lines in zip(PANELS, measured, strict=True):
         table.add_section()
         for line in lines:
-            found = f"{line.slope:.2f}" + (f" ± {line.slope_error:.2f}" if line.slope_error else " (exact)")
+            found = _rounded(line.slope) + (f" ± {line.slope_error:.2f}" if line.slope_error else " (exact)")
             table.add_row(panel.variable, line.curve.label, str(line.curve.exponent), found)
     console = Console()
     console.print(table)
@@ -268,6 +268,10 @@ def _error(settings: dict[Variable, int], curve: Curve, samples: int, seed: int)
         runs=runs, seed=seed,
     )  # fmt: skip
     return errors.mean().item(), errors.std().item() / math.sqrt(runs)
+
+
+def _rounded(slope: float) -> str:
+    return f"{round(slope, 2) + 0.0:.2f}"  # adding 0 takes the sign off -0.0
 
 
 def _power_law(x: Sequence[float], y: Sequence[float], slope: float) -> Callable[[float], float]:

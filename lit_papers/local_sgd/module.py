@@ -20,8 +20,8 @@ class ShufflingQuadratic(LightningModule):
     with ``batch_size=1``, ``lr`` :math:`= \eta` and ``LocalSGDStrategy(sync_every=B)``; minibatch SGD with
     ``batch_size=B``, ``lr`` :math:`= \eta B` and the strategy ``ddp``. Batches are data ``z``, shape ``(b,)``.
 
-    At each epoch's end it logs ``local_sgd/suboptimality``, :math:`F(x) - F^*` at this process' ``x``: the average,
-    as long as ``B`` divides the number of components or the strategy averages at the end of an epoch.
+    At each epoch's end it logs ``local_sgd/suboptimality``, the mean over processes of :math:`F(x) - F^*`: that of the
+    average, as the strategy averages at the end of an epoch.
 
     Args:
         function: what is minimised.
@@ -54,7 +54,8 @@ class ShufflingQuadratic(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log ``local_sgd/suboptimality``."""
-        self.log("local_sgd/suboptimality", self.function.suboptimality(self.x.detach()), prog_bar=True)
+        error = self.function.suboptimality(self.x.detach())
+        self.log("local_sgd/suboptimality", error, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with a constant step and nothing else."""
