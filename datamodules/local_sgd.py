@@ -89,7 +89,7 @@ class Components(LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("Components has no data of its own: hand it to a Trainer, with the model")
-        function = getattr(trainer.lightning_module, "function", None)
+        function: Any = getattr(trainer.lightning_module, "function", None)
         if not hasattr(function, "components"):
             raise TypeError(
                 f"Components takes its data from the model's `function`, a LowerBoundFunction; "
@@ -146,7 +146,7 @@ class Sharded(LightningDataModule):
             setattr(self, hook, getattr(datamodule, hook))
 
     @property
-    def trainer(self) -> Trainer | None:  # type: ignore[override]
+    def trainer(self) -> Trainer | None:
         """The wrapped module's trainer, which Lightning sets on us before the first hook."""
         return self.datamodule.trainer
 

@@ -96,11 +96,12 @@ class Measured:
     slope_error: float
 
 
+_Kind = tuple[Algorithm, Sampling, int]  # with the line style
 _WR = Curve("minibatch WR", "minibatch", "with_replacement", 0, -1)
-_RR = ("minibatch", "reshuffle", 1)
-_SYNC = ("minibatch", "synchronized", 2)
-_LOCAL = ("local", "reshuffle", 3)
-_RARE = ("local", "reshuffle", 4)
+_RR: _Kind = ("minibatch", "reshuffle", 1)
+_SYNC: _Kind = ("minibatch", "synchronized", 2)
+_LOCAL: _Kind = ("local", "reshuffle", 3)
+_RARE: _Kind = ("local", "reshuffle", 4)
 
 PANELS: tuple[Panel, ...] = (
     Panel(

@@ -1,6 +1,6 @@
 """Minibatch and local SGD under the paper's three ways of drawing components, all runs at once, in float64.
 
-Yun, Rajput & Sra, ICLR 2022, algorithms 1 and 2 (minibatch RR and local RR) and their synchronized variants.
+Yun, Rajput & Sra, ICLR 2022: minibatch RR, local RR, and their variants with synchronized shuffling.
 """
 
 from typing import Literal, get_args
@@ -97,7 +97,7 @@ def run_epoch(
     >>> run_epoch(Quadratic(), "local", torch.zeros(1, dtype=torch.float64), z, sync_every=1, step_size=0.1)
     tensor([0.0100], dtype=torch.float64)
     """
-    rounds = z.permute(2, 0, 1).contiguous().split(sync_every)  # N/B of (B, R, M)
+    rounds = torch.split(z.permute(2, 0, 1).contiguous(), sync_every)  # N/B of (B, R, M)
     for share in rounds:
         if algorithm == "minibatch":
             gradients = function.gradient(x[:, None], share)  # (B, R, M)
