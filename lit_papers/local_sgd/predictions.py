@@ -169,7 +169,7 @@ def theorem_step_size(
 
     The same for both algorithms, as the minibatch update is :math:`\eta B`. With replacement, where the paper cites
     others, it is that of reshuffling. Errors measured with it carry :math:`\log^2`, which bends slopes in ``K`` by
-    about 0.1 to 0.2: compare errors divided by it, or use :math:`c / (\mu NK)`.
+    about 0.2: compare errors divided by it, or use :math:`c / (\mu NK)`.
 
     Args:
         algorithm: ``"minibatch"`` or ``"local"``.
