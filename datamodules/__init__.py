@@ -3,6 +3,7 @@
 from lit_papers.datamodules.digits import Digits
 from lit_papers.datamodules.image_folder import ImageFolder
 from lit_papers.datamodules.images import CorruptDataError, ImageDataModule
+from lit_papers.datamodules.local_sgd import Components, Sharded
 from lit_papers.datamodules.mnist import MNIST, FashionMNIST
 from lit_papers.datamodules.torchvision_sets import CIFAR10, CIFAR100, STL10, SVHN
 from lit_papers.locations import MissingDataError
@@ -13,10 +14,12 @@ __all__ = [
     "MNIST",
     "STL10",
     "SVHN",
+    "Components",
     "CorruptDataError",
     "Digits",
     "FashionMNIST",
     "ImageDataModule",
     "ImageFolder",
     "MissingDataError",
+    "Sharded",
 ]

@@ -81,6 +81,7 @@ def describe(name: str) -> ShippedConfig:
     if missing:
         raise ValueError(f"{path} must begin with the comments {', '.join(f'`# {key}: ...`' for key in missing)}")
     data: dict[str, Any] = yaml.safe_load(text).get("data") or {}
+    data = (data.get("init_args") or {}).get("datamodule") or data  # a wrapper such as Sharded has no data of its own
     return ShippedConfig(
         name=name,
         path=path,

@@ -99,3 +99,7 @@ def test_nothing_heavy_is_imported():
     root = Path(lit_papers.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_data_made_by_the_model_are_always_here():
+    assert is_present("lit_papers.datamodules.Components") is True

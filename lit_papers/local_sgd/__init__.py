@@ -1,0 +1,1 @@
+"""Local SGD with shuffling (Yun, Rajput & Sra, ICLR 2022)."""
