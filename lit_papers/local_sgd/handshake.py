@@ -29,11 +29,12 @@ class Leaving(IntEnum):
 
 
 class Greeting(NamedTuple):
-    """One rank's row of the handshake: five integers."""
+    """One rank's row of the handshake: six integers."""
 
     occasion: int
     rounds: int
     numbers: int
+    steps: int
     leaving: int
     state_numbers: int
 
@@ -41,7 +42,7 @@ class Greeting(NamedTuple):
         """For people."""
         wants = Occasion(self.occasion).name.lower().replace("_", " ")
         staying = ("", ", out of data", ", training over")[self.leaving]
-        return f"{wants} after {self.rounds} rounds, {self.numbers} numbers{staying}"
+        return f"{wants} after {self.rounds} rounds and {self.steps} steps, {self.numbers} numbers{staying}"
 
 
 def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | None, *, even: bool) -> list[Greeting]:
@@ -51,13 +52,13 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
         own: this rank's row.
         device: that the backend communicates from.
         group: processes that are about to average; None for all.
-        even: whether all must leave the loop together.
+        even: whether all must have made as many steps, and leave the loop together.
 
     Returns:
         The rows by rank of the group.
 
     Raises:
-        RuntimeError: they differ in occasion, rounds or numbers, or in leaving where ``even``.
+        RuntimeError: they differ in occasion, rounds or numbers, or in steps or leaving where ``even``.
     """
     mine = torch.tensor(own, dtype=torch.int64, device=device)
     rows = [torch.empty_like(mine) for _ in range(group_size(group))]
@@ -68,7 +69,7 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
             "the ranks disagree at an averaging step of local SGD:\n" + _table(greetings) + "\nEach rank must step its "
             "optimizers on the same batches, validate and save at the same time, and train the same parameters."
         )
-    if even and len({greeting.leaving for greeting in greetings}) > 1:
+    if even and len({(greeting.steps, greeting.leaving) for greeting in greetings}) > 1:
         raise RuntimeError(
             "some ranks end an epoch before the others:\n" + _table(greetings) + "\nGive each rank as many batches, or "
             "pass uneven_inputs='stop' to end the epoch for all when the first runs out of data."

@@ -11,7 +11,7 @@ from torch.distributed import get_rank, get_world_size, is_available, is_initial
 from torch.utils.data import DistributedSampler
 
 
-class _EpochSampler(DistributedSampler[int], ABC):
+class EpochSampler(DistributedSampler[int], ABC):
     """One order of ``N`` local indices an epoch, a pure function of class, seed, epoch, rank, machines and N.
 
     Subclasses of `DistributedSampler` are left in place by Lightning, others are replaced.
@@ -80,7 +80,7 @@ class _EpochSampler(DistributedSampler[int], ABC):
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-class RandomReshufflingSampler(_EpochSampler):
+class RandomReshufflingSampler(EpochSampler):
     """RR: each machine goes through its own N samples, in a new independent permutation every epoch.
 
     This is the shuffling of minibatch and local RR (Yun, Rajput & Sra, ICLR 2022). PyTorch's
@@ -107,7 +107,7 @@ class RandomReshufflingSampler(_EpochSampler):
         return torch.randperm(self.num_samples, generator=self._generator())
 
 
-class SynchronizedShufflingSampler(_EpochSampler):
+class SynchronizedShufflingSampler(EpochSampler):
     r"""SyncShuf: one permutation an epoch for all machines, rotated by another multiple of N/M on each.
 
     At any position the M machines hold M different components, so that N/M consecutive positions cover all N (Yun,
@@ -153,7 +153,7 @@ class SynchronizedShufflingSampler(_EpochSampler):
         return sigma.roll(-(self.num_samples // self.num_replicas) * int(pi[self.rank]))
 
 
-class WithReplacementSampler(_EpochSampler):
+class WithReplacementSampler(EpochSampler):
     """WR: N independent uniform draws from the machine's N samples an epoch, as most theory assumes.
 
     Args:

@@ -369,7 +369,7 @@ class LocalSGDStrategy(DDPStrategy):
         """The handshake: who leaves most, and whether all have the same optimizer state to average."""
         if group_size(group) == 1:
             return leaving, True
-        own = Greeting(occasion, self.n_syncs, numbers_in(tensors), leaving, numbers_in(state))
+        own = Greeting(occasion, self.n_syncs, numbers_in(tensors), self.local_step, leaving, numbers_in(state))
         greetings = exchange(own, self.root_device, group, even=self.uneven_inputs == "error")
         told = Leaving(max(greeting.leaving for greeting in greetings))
         return told, len({greeting.state_numbers for greeting in greetings}) == 1

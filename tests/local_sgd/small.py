@@ -131,6 +131,7 @@ def plain_loop(
     sync_on_epoch_end: bool = True,
     epochs: int = EPOCHS,
     after_average: Callable[[list[Tensor]], None] | None = None,
+    after_warmup: Callable[[list[Tensor]], None] | None = None,
     nodes: tuple[int, int] | None = None,
 ) -> tuple[list[nn.Sequential], list[torch.optim.Optimizer], int]:
     """Local SGD over so many models in one process; returns models, optimizers and the number of rounds.
@@ -194,6 +195,8 @@ def plain_loop(
                 each.step()
                 each.zero_grad()
             steps += 1
+            if steps == warmup and after_warmup is not None:
+                after_warmup([parameter.detach() for parameter in models[0].parameters()])
             if steps > warmup:
                 since += 1
             if since >= sync_every or (since and last and sync_on_epoch_end):
