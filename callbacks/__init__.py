@@ -1,6 +1,7 @@
 """Measurements that attach to any Lightning project as callbacks."""
 
 from lit_papers.callbacks.central_path import CentralPath
+from lit_papers.callbacks.consensus_distance import ConsensusDistance
 from lit_papers.callbacks.neural_collapse import NeuralCollapse
 
-__all__ = ["CentralPath", "NeuralCollapse"]
+__all__ = ["CentralPath", "ConsensusDistance", "NeuralCollapse"]

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 
-# short class names on the command line are those of imported classes
+# short class names on the command line are those of imported classes, and strategies' names are registered by import
+import lit_papers.local_sgd  # noqa: F401
 from lit_papers.locations import MissingDataError
 from lit_papers.parser_errors import explain
 from lit_papers.run_folder import run_folder

@@ -1,4 +1,4 @@
-"""What every test gets: one thread, a seed, and no run folder or environment variable left behind."""
+"""What every test gets: one thread, a seed, and no run folder, environment variable or process group left behind."""
 
 import os
 from collections.abc import Iterator
@@ -21,3 +21,5 @@ def _clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(threads)
+    if torch.distributed.is_initialized():  # of a fit in this very process; forked ones would take it for theirs
+        torch.distributed.destroy_process_group()
