@@ -1,4 +1,4 @@
-"""Whatever steps the optimizer, the strategy does what a plain loop over M models does."""
+"""The ways to optimize: by hand, compiled, with a scaler, in groups, with an outer optimizer."""
 
 from functools import partial
 from typing import Any
