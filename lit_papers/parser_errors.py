@@ -60,9 +60,12 @@ def _first_real_error(message: str) -> str:
     """Of the errors of a union of types, the first; that the value is not None either is no news."""
     errors = message.partition("Errors:")[2].partition("Given value type:")
     bullets = [" ".join(bullet.split()) for bullet in re.split(r"\n\s*- ", errors[0])[1:]]
-    real = [bullet for bullet in bullets if bullet != "Expected a <class 'NoneType'>"] or bullets
     value = errors[2].partition("Given value:")[2].strip()
-    is_short = value and "Namespace" not in value and "NestedArg" not in value
+    is_class = "Namespace" in value or "NestedArg" in value
+    # that a class with arguments is no string either is no news
+    dull = r"Expected a <class '\w+'>" if is_class else r"Expected a <class 'NoneType'>"
+    real = [bullet for bullet in bullets if not re.fullmatch(dull, bullet)] or bullets
+    is_short = value and not is_class
     return re.sub(r"<class '(\w+)'>", r"\1", real[0]) + (f", got {value}" if is_short else "")
 
 

@@ -1,4 +1,4 @@
-"""The ways to optimize: by hand, compiled, with a scaler, in groups, with an outer optimizer."""
+"""The ways to optimize: by hand with several optimizers, compiled, with a scaler, in nodes, with an outer step."""
 
 from functools import partial
 from typing import Any
