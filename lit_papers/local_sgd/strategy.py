@@ -176,15 +176,12 @@ class LocalSGDStrategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._reset()
             trainer.callbacks.insert(0, RoundHooks(self))  # type: ignore[attr-defined]
-        if group_size() > 1:
-            super().setup(trainer)
-        else:
-            Strategy.setup(self, trainer)  # DDP's would broadcast
+        super().setup(trainer)
 
     def configure_ddp(self) -> None:
         """Start all ranks from the first rank's weights; nothing is wrapped, so that no gradient is reduced."""
-        assert self.model is not None  # noqa: S101
-        _sync_module_states(self.model)
+        if group_size() > 1:
+            _sync_module_states(self._module)
 
     def process_dataloader(self, dataloader: object) -> object:
         """Set the sampler's epoch before workers draw from it: Lightning builds their iterator first."""
@@ -267,7 +264,7 @@ class LocalSGDStrategy(DDPStrategy):
         stop = self.uneven_inputs == "stop"
         epoch_is_over = leaving and (stop or (self.sync_on_epoch_end and self._parameters_differ))
         if self.since_sync >= self.sync_every or epoch_is_over:
-            return self._end_round(leaving, everywhere=bool(leaving))
+            return self._end_round(leaving, everywhere=bool(epoch_is_over))
         return leaving
 
     def _end_warmup_batch(self, stepped: bool, leaving: Leaving) -> Leaving:
