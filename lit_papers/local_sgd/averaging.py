@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_papers.local_sgd.functional import consensus_distance
+
 
 def group_size(group: dist.ProcessGroup | None = None) -> int:
     """Number of processes in a group; 1 where no processes are joined (one device, or after the fit)."""
@@ -125,3 +127,24 @@ def pieces(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     numels = [tensor.numel() for tensor in tensors]
     parts = torch.split(flat[: sum(numels)], numels)
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def measure_drift(parameters: Sequence[Tensor], average: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Mean squared distance of a group's parameters to their average, and the average's squared norm.
+
+    Args:
+        parameters: this rank's, not yet averaged.
+        average: that `Bucket.average` returned for them; more may follow in it.
+        group: over which they are averaged.
+
+    Returns:
+        float64, shape ``(2,)``; the same on all ranks of the group.
+    """
+    real = [as_real(parameter) for parameter in parameters]
+    averages = pieces(average, real)
+    distance = torch.stack([consensus_distance(own, mean) for own, mean in zip(real, averages, strict=True)]).sum()
+    if group_size(group) > 1:
+        dist.all_reduce(distance, group=group)
+        distance /= group_size(group)
+    norm = average[: numbers_in(parameters)].to(torch.float64).square().sum()
+    return torch.stack([distance, norm])

@@ -38,9 +38,14 @@ class RoundHooks(Callback):
 
         loop._broadcast_sigterm_tensor = broadcast_where_the_ranks_met  # type: ignore[method-assign]
         self._strategy.start_training(trainer)
+        self._validate_at_the_last_batch(trainer)  # a resumed epoch does not start again
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where the epoch may end anywhere, no batch count decides on validation: some ranks would hang in it."""
+        """Keep to it where the loaders were made anew."""
+        self._validate_at_the_last_batch(trainer)
+
+    def _validate_at_the_last_batch(self, trainer: Trainer) -> None:
+        """Where an epoch may end anywhere, no batch count decides on validation: some ranks would hang in it."""
         if self._strategy.uneven_inputs == "stop":
             trainer.val_check_batch = float("inf")
 

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -24,24 +24,17 @@ from torch.optim import Optimizer
 from lit_papers.local_sgd import resume
 from lit_papers.local_sgd.averaging import (
     Bucket,
-    as_real,
     float_buffers,
     group_size,
     matching_state,
+    measure_drift,
     numbers_in,
-    pieces,
     trained_parameters,
 )
-from lit_papers.local_sgd.functional import consensus_distance
-from lit_papers.local_sgd.handshake import Greeting, Leaving, Occasion, compare_settings, exchange
+from lit_papers.local_sgd.handshake import Greeting, Leaving, Occasion, exchange
+from lit_papers.local_sgd.options import check_options, check_trainer
 from lit_papers.local_sgd.outer import OuterStep
 from lit_papers.local_sgd.rounds import RoundHooks
-
-# what must be the same on every rank
-_SETTINGS = (
-    "sync_every", "warmup_steps", "average_buffers", "average_optimizer_state", "sync_on_epoch_end", "eval_weights",
-    "uneven_inputs", "across_nodes_every", "node_size", "track_drift",
-)  # fmt: skip
 
 
 class LocalSGDStrategy(DDPStrategy):
@@ -130,18 +123,6 @@ class LocalSGDStrategy(DDPStrategy):
         timeout: timedelta | None = None,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     ) -> None:
-        _check_integer("sync_every", sync_every, 1)
-        _check_integer("warmup_steps", warmup_steps, 0)
-        _check_integer("across_nodes_every", across_nodes_every, 1)
-        if node_size is not None:
-            _check_integer("node_size", node_size, 1)
-        _check_choice("eval_weights", eval_weights, ("average", "local"))
-        _check_choice("uneven_inputs", uneven_inputs, ("error", "stop"))
-        if uneven_inputs == "stop" and across_nodes_every > 1:
-            raise ValueError(
-                f"uneven_inputs='stop' needs across_nodes_every=1, got {across_nodes_every}: in a round within its "
-                "node a rank cannot tell the other nodes that it ran out of data"
-            )
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -162,6 +143,7 @@ class LocalSGDStrategy(DDPStrategy):
         self.across_nodes_every = across_nodes_every
         self.node_size = node_size
         self.outer_optimizer = outer_optimizer
+        check_options(self)
         self.track_drift = False
         self._reset()
 
@@ -194,15 +176,12 @@ class LocalSGDStrategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._reset()
             trainer.callbacks.insert(0, RoundHooks(self))  # type: ignore[attr-defined]
-        if group_size() > 1:
-            super().setup(trainer)
-        else:
-            Strategy.setup(self, trainer)  # DDP's would broadcast
+        super().setup(trainer)
 
     def configure_ddp(self) -> None:
         """Start all ranks from the first rank's weights; nothing is wrapped, so that no gradient is reduced."""
-        assert self.model is not None  # noqa: S101
-        _sync_module_states(self.model)
+        if group_size() > 1:
+            _sync_module_states(self._module)
 
     def process_dataloader(self, dataloader: object) -> object:
         """Set the sampler's epoch before workers draw from it: Lightning builds their iterator first."""
@@ -219,22 +198,7 @@ class LocalSGDStrategy(DDPStrategy):
         Raises:
             RuntimeError: they are not, or ``uneven_inputs="stop"`` is combined with what it cannot serve.
         """
-        if self.uneven_inputs == "stop":
-            if trainer.val_check_interval != 1.0:
-                raise RuntimeError(
-                    "uneven_inputs='stop' needs val_check_interval=1.0 (validation at the end of an epoch), got "
-                    f"{trainer.val_check_interval}: ranks with fewer batches would miss a validation"
-                )
-            if self.warmup_steps > self.local_step and trainer.accumulate_grad_batches > 1:
-                raise RuntimeError(
-                    "uneven_inputs='stop' with warmup_steps needs accumulate_grad_batches=1, got "
-                    f"{trainer.accumulate_grad_batches}: a rank that runs out would step before the others"
-                )
-        if group_size() > 1:
-            settings = {name: getattr(self, name) for name in _SETTINGS}
-            settings["outer_optimizer"] = self.outer_optimizer is not None
-            settings["batches"] = trainer.num_training_batches
-            compare_settings(settings, even=self.uneven_inputs == "error")
+        check_trainer(self, trainer)
         if self.across_nodes_every > 1:
             self._join_node()
         if self.outer_optimizer is not None and self._outer is None:
@@ -300,7 +264,7 @@ class LocalSGDStrategy(DDPStrategy):
         stop = self.uneven_inputs == "stop"
         epoch_is_over = leaving and (stop or (self.sync_on_epoch_end and self._parameters_differ))
         if self.since_sync >= self.sync_every or epoch_is_over:
-            return self._end_round(leaving, everywhere=bool(leaving))
+            return self._end_round(leaving, everywhere=bool(epoch_is_over))
         return leaving
 
     def _end_warmup_batch(self, stepped: bool, leaving: Leaving) -> Leaving:
@@ -346,7 +310,7 @@ class LocalSGDStrategy(DDPStrategy):
             tensors = [*parameters, *buffers, *state]
             flat = self._bucket.average(tensors, group)
             if self.track_drift:
-                self.drift = self._measure_drift(parameters, flat, group)
+                self.drift = measure_drift(parameters, flat, group)
             if self._outer is not None and everywhere:
                 self._outer.step(flat[: numbers_in(parameters)])
             self._bucket.spread(tensors, flat)
@@ -373,15 +337,6 @@ class LocalSGDStrategy(DDPStrategy):
         greetings = exchange(own, self.root_device, group, even=self.uneven_inputs == "error")
         told = Leaving(max(greeting.leaving for greeting in greetings))
         return told, len({greeting.state_numbers for greeting in greetings}) == 1
-
-    def _measure_drift(self, parameters: list[Tensor], flat: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        real = [as_real(parameter) for parameter in parameters]
-        averages = pieces(flat, real)
-        distance = torch.stack([consensus_distance(own, mean) for own, mean in zip(real, averages, strict=True)]).sum()
-        if group_size(group) > 1:
-            dist.all_reduce(distance, group=group)
-            distance /= group_size(group)
-        return torch.stack([distance, flat[: numbers_in(parameters)].to(torch.float64).square().sum()])
 
     # -- evaluating and saving on the average -------------------------------------------------------------------------
 
@@ -519,22 +474,3 @@ class LocalSGDStrategy(DDPStrategy):
         if trainer is not None:
             RoundHooks.remove_from(trainer)
         super().teardown()
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-for _name, _start_method in (("local_sgd", "popen"), ("local_sgd_spawn", "spawn"), ("local_sgd_fork", "fork")):
-    StrategyRegistry.register(
-        _name,
-        LocalSGDStrategy,
-        description=f"Local SGD, processes started by {_start_method!r}",
-        start_method=_start_method,
-    )
