@@ -117,7 +117,7 @@ def test_finds_the_head_beside_an_auxiliary_one_of_the_same_shape() -> None:
     callback, module = NeuralCollapse(), Small(TwoHeads())
     names: list[str] = []
     original = callback.record
-    callback.record = lambda m, t: names.append(callback._pass.head.name) or original(m, t)  # type: ignore
+    callback.record = lambda m, t: names.append(callback._pass.head.name) or original(m, t)
     fit(module, [callback])
     assert set(names) == {"network.head"}
 
