@@ -1,0 +1,1 @@
+"""Learning strides in convolutional networks (DiffStride; Riad, Teboul, Grangier & Zeghidour, ICLR 2022)."""
