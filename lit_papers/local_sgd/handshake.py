@@ -29,7 +29,7 @@ class Leaving(IntEnum):
 
 
 class Greeting(NamedTuple):
-    """One rank's row of the handshake: six integers."""
+    """One rank's row of the handshake: seven integers."""
 
     occasion: int
     rounds: int
@@ -37,6 +37,7 @@ class Greeting(NamedTuple):
     steps: int
     leaving: int
     state_numbers: int
+    requeue: int
 
     def __str__(self) -> str:
         """For people."""

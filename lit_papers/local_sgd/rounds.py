@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_papers.local_sgd.handshake import Leaving
+from lit_papers.local_sgd.requeue import RequeueAfterRound
 
 if TYPE_CHECKING:
     from lit_papers.local_sgd.strategy import LocalSGDStrategy
@@ -21,10 +22,17 @@ class RoundHooks(Callback):
         self._strategy = strategy
 
     @staticmethod
+    def add_to(trainer: Trainer, strategy: "LocalSGDStrategy") -> None:
+        """Put ours around a trainer's callbacks; a requeue saves what the last of them has done."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+        callbacks.insert(0, RoundHooks(strategy))
+        callbacks.append(RequeueAfterRound(strategy))
+
+    @staticmethod
     def remove_from(trainer: Trainer) -> None:
         """Take those of this or an earlier fit out of a trainer, with what they changed in its loops."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RoundHooks)]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, (RoundHooks, RequeueAfterRound))]
         trainer.fit_loop.epoch_loop.__dict__.pop("_broadcast_sigterm_tensor", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

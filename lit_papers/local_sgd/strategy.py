@@ -162,6 +162,8 @@ class LocalSGDStrategy(DDPStrategy):
         self._just_met = True  # whether all ranks are at the same batch, and nothing was broadcast since
         self._blocked = False  # whether this backward pass accumulates
         self._own_weights: list[tuple[Tensor, Tensor]] | None = None  # while the average is in their place
+        self.requeue_asked = False  # whether this rank got SLURM's signal
+        self.requeue_agreed = False  # whether all ranks know that some rank did
 
     @property
     def bytes_communicated(self) -> int:
@@ -171,11 +173,11 @@ class LocalSGDStrategy(DDPStrategy):
     # -- setting up ---------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer) -> None:
-        """Set up as DDP does, then put our hooks first among the callbacks."""
+        """Set up as DDP does, with our hooks around the callbacks."""
         RoundHooks.remove_from(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             self._reset()
-            trainer.callbacks.insert(0, RoundHooks(self))  # type: ignore[attr-defined]
+            RoundHooks.add_to(trainer, self)
         super().setup(trainer)
 
     def configure_ddp(self) -> None:
@@ -273,9 +275,7 @@ class LocalSGDStrategy(DDPStrategy):
             self._just_met = True
             if self._outer is not None and self.local_step == self.warmup_steps:
                 self._outer.follow(self._bucket.fill(self._parameters()))
-        if self.uneven_inputs == "stop":
-            return self._greet(Occasion.WARMUP, [], leaving)[0]
-        return leaving
+        return self._greet(Occasion.WARMUP, [], leaving)[0]  # small beside the gradients; streams may end apart
 
     def end_epoch(self) -> None:
         """End the round with the epoch, where its last batch did not."""
@@ -333,8 +333,18 @@ class LocalSGDStrategy(DDPStrategy):
         """The handshake: who leaves most, and whether all have the same optimizer state to average."""
         if group_size(group) == 1:
             return leaving, True
-        own = Greeting(occasion, self.n_syncs, numbers_in(tensors), self.local_step, leaving, numbers_in(state))
+        own = Greeting(
+            occasion,
+            self.n_syncs,
+            numbers_in(tensors),
+            self.local_step,
+            leaving,
+            numbers_in(state),
+            requeue=self.requeue_asked,
+        )
         greetings = exchange(own, self.root_device, group, even=self.uneven_inputs == "error")
+        if group is None:
+            self.requeue_agreed = any(greeting.requeue for greeting in greetings)
         told = Leaving(max(greeting.leaving for greeting in greetings))
         return told, len({greeting.state_numbers for greeting in greetings}) == 1
 

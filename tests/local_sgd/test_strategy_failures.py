@@ -105,6 +105,11 @@ def test_streams_that_end_apart_are_an_error_and_no_hang() -> None:
         fit(UnevenStream(), local_sgd(sync_every=4))
 
 
+def test_streams_that_end_apart_in_the_warm_up_are_an_error_and_no_hang() -> None:
+    with pytest.raises(ProcessRaisedException, match=r"some ranks end an epoch before the others(.|\n)*warmup"):
+        fit(UnevenStream(), local_sgd(sync_every=4, warmup_steps=100))
+
+
 @pytest.mark.parametrize("module", [Uneven, UnevenStream])
 @pytest.mark.parametrize(
     ("options", "seen"),
