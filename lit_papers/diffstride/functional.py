@@ -237,7 +237,8 @@ def _official_spectral_pool(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
         spectrum = torch.fft.fft(spectrum, dim=-2)
         spectrum = torch.cat([spectrum[..., :half, :], spectrum[..., height - (sizes[0] - half) :, :]], dim=-2)
         spectrum = torch.fft.ifft(spectrum, dim=-2)
-    return torch.fft.irfft(spectrum, n=sizes[-1])
+    output: Tensor = torch.fft.irfft(spectrum, n=sizes[-1])
+    return output
 
 
 def complexity_penalty(strides: Iterable[Tensor]) -> Tensor:

@@ -34,7 +34,8 @@ def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> t
     def waves(points: int) -> tuple[Tensor, Tensor]:
         grid = torch.arange(points)[:, None]
         step = 2 * math.pi / points
-        return torch.cos(step * (grid * cosines % points)), torch.sin(step * (grid * sines % points))
+        turns = (grid * cosines % points).double(), (grid * sines % points).double()
+        return torch.cos(step * turns[0]), torch.sin(step * turns[1])
 
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         analysis = torch.cat(waves(size), dim=1) / size
@@ -45,7 +46,7 @@ def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> t
 
 
 # a compiled graph holds the bases as constants instead of making them anew
-_constant_bases = torch.compiler.assume_constant_result(_bases)
+_constant_bases = torch.compiler.assume_constant_result(_bases)  # type: ignore[no-untyped-call]
 
 
 def symmetric(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
@@ -65,8 +66,8 @@ def symmetric(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Ten
 
 
 def by_products(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """`symmetric` by products with constant real bases; only the cropped coefficients are kept for the backward pass."""
-    bases = [
+    """`symmetric` by products with constant real bases; only cropped coefficients are kept for the backward pass."""
+    bases: list[tuple[Tensor, Tensor, Tensor]] = [
         _constant_bases(n, n_out, input.dtype, input.device)
         for n, n_out in zip(input.shape[-len(sizes) :], sizes, strict=True)
     ]
@@ -95,7 +96,7 @@ def by_fft(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor
 
 
 def official(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """The map of the authors' TensorFlow layer: as `symmetric`, with a vertical mask that is off by one bin on one side.
+    """The map of the authors' TensorFlow layer: with a vertical mask off by one bin on one side.
 
     Args:
         input: ``(..., n)`` or ``(..., n_h, n_w)``, float32 or float64.
@@ -118,4 +119,5 @@ def official(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tens
     else:
         spectrum = spectrum * masks[0]
     # the zero and Nyquist columns are not Hermitian now, so one `irfft2` would give something else
-    return torch.fft.irfft(spectrum, n=sizes[-1])
+    output: Tensor = torch.fft.irfft(spectrum, n=sizes[-1])
+    return output

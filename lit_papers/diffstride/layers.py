@@ -1,0 +1,433 @@
+"""Pooling layers in the Fourier domain: learnable strides (DiffStride), and fixed ones (spectral pooling)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_papers.diffstride.cost import CostCounter
+from lit_papers.diffstride.functional import (
+    Variant,
+    check_input,
+    check_smoothness,
+    check_variant,
+    minimum_stride,
+    output_size,
+    resample,
+    spectral_pool,
+    uncropped_size,
+)
+
+__all__ = [
+    "CostCounter",
+    "DiffStride",
+    "DiffStride1d",
+    "DiffStride2d",
+    "FixedStride",
+    "SpectralPool",
+    "SpectralPool1d",
+    "SpectralPool2d",
+    "freeze_strides",
+]
+
+
+class DiffStride(nn.Module):
+    """What `DiffStride1d` and `DiffStride2d` share; ``isinstance`` tells learnable strides by it.
+
+    Args:
+        stride: initial stride of each axis.
+        smoothness: R, >= 1e-3, width of the mask's ramp in bins; gradients need R >= 1.
+        crop: False masks only, and keeps the size.
+        shared_stride: whether one parameter serves all axes.
+        variant: ``"symmetric"`` or ``"official"``, see `lit_papers.diffstride.functional.diffstride`.
+
+    Attributes:
+        strides: the parameter, one number an axis, or a single one if shared.
+    """
+
+    strides: nn.Parameter
+
+    def __init__(
+        self, stride: Sequence[float], smoothness: float, *, crop: bool, shared_stride: bool, variant: Variant
+    ) -> None:
+        super().__init__()
+        check_stride(stride)
+        check_smoothness(smoothness)
+        check_variant(variant)
+        if shared_stride and len(set(stride)) > 1:
+            raise ValueError(f"shared_stride=True needs equal strides, got `stride`={tuple(stride)}")
+        self.axes = len(stride)
+        self.smoothness = smoothness
+        self.crop = crop
+        self.shared_stride = shared_stride
+        self.variant: Variant = variant
+        self.strides = nn.Parameter(torch.tensor(stride[:1] if shared_stride else stride, dtype=torch.float32))
+        # output size by input size, of the latest eager look at `strides`: a compiled graph cannot look itself
+        self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._last_size: tuple[int, ...] | None = None  # of the input, in training
+        self._warned = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Resample the last axes; changes no parameter and no buffer.
+
+        Args:
+            input: floating, ``(N, C, H, W)`` or ``(C, H, W)``; in one dimension ``(N, C, L)`` or ``(C, L)``.
+
+        Returns:
+            The same leading axes, then `output_size` of the last ones; the dtype of ``input``, also under autocast.
+
+        Raises:
+            TypeError: ``input`` is not real and floating.
+            ValueError: its rank is another.
+            RuntimeError: ``strides`` is NaN or infinite, or a compiled layer sees a size for the first time.
+        """
+        check_rank(input, self.axes)
+        size = tuple(int(n) for n in input.shape[-self.axes :])
+        if torch.compiler.is_compiling():
+            if size not in self._sizes:
+                raise RuntimeError(f"call this layer eagerly once on a map of size {size} before it is compiled for it")
+        else:
+            self._look(size)
+        if self.training:
+            self._last_size = size
+        return resample(input, self._each_stride(size), self._sizes[size], self.smoothness, self.variant)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size that `forward` gives to a map, at the present strides.
+
+        Args:
+            size: of the input's last axes.
+
+        Returns:
+            As many numbers.
+
+        Raises:
+            RuntimeError: ``strides`` is NaN or infinite.
+        """
+        values = self.strides.detach().tolist()  # one synchronisation with the device
+        values *= self.axes // len(values)
+        if self.shared_stride:
+            values = [max(values[0], self._bound(size))] * self.axes
+        cropped = output_size(size, values, self.smoothness, self.variant)
+        return cropped if self.crop else uncropped_size(size, self.variant)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Raise ``strides`` to the bound of the last map seen in training, in place; call it after the optimizer.
+
+        Below the bound a stride has no effect, but would have to come all the way back to have one. A compiled model
+        also learns here which sizes the new strides give. Nothing happens before the first training-mode forward.
+        """
+        if self._last_size is None:
+            return
+        if self.shared_stride:
+            self.strides.clamp_(min=self._bound(self._last_size))
+        else:
+            for axis, n in enumerate(self._last_size):
+                self.strides[axis].clamp_(min=minimum_stride(n, self.smoothness))
+        for size in self._sizes:
+            self._look(size)
+
+    def freeze(self) -> "FixedStride":
+        """The same map with the present strides as constants, without parameters, for `torch.export`.
+
+        Returns:
+            A layer with the same output.
+
+        >>> layer = DiffStride2d(2.3).freeze()
+        >>> graph = torch.export.export(layer, (torch.randn(1, 3, 32, 32),)).module()
+        >>> graph(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 3, 22, 22])
+        """
+        strides = [float(stride) for stride in self.strides.detach().tolist()]
+        return FixedStride(
+            strides * (self.axes // len(strides)),
+            self.smoothness,
+            crop=self.crop,
+            shared_stride=self.shared_stride,
+            variant=self.variant,
+        )
+
+    def _look(self, size: tuple[int, ...]) -> None:
+        self._sizes[size] = self.output_size(size)
+        if self.training and not self._warned and self.strides.requires_grad:
+            values = self.strides.detach().tolist()
+            values *= self.axes // len(values)
+            if all(n / stride < 2 for n, stride in zip(size, values, strict=True)) and max(values) > 1:
+                self._warned = True
+                rank_zero_warn(
+                    f"stride saturated: {[round(value, 2) for value in values]} on a map of size {size} leaves fewer "
+                    "than two points, and has no gradient: start from smaller strides"
+                )
+
+    def _bound(self, size: Sequence[int]) -> float:
+        return max(minimum_stride(n, self.smoothness) for n in size)
+
+    def _each_stride(self, size: tuple[int, ...]) -> Tensor:
+        if not self.shared_stride:
+            return self.strides
+        raised = self.strides.clamp(min=self._bound(size))  # the larger bound holds for both axes
+        return (self.strides + (raised - self.strides).detach()).expand(self.axes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Follow the module to a device, but stay in float32 where it is halved: bfloat16 strides are off by a bin."""
+        before = self.strides.detach()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.strides.dtype in (torch.float16, torch.bfloat16):
+            self.strides.data = before.to(self.strides.device, torch.float32)
+            self.strides.grad = None if self.strides.grad is None else self.strides.grad.float()
+        return self
+
+    def extra_repr(self) -> str:
+        """The strides as they are now."""
+        strides = ", ".join(f"{stride:.3g}" for stride in self.strides.detach().tolist())
+        return f"strides=({strides}), smoothness={self.smoothness}, crop={self.crop}, variant={self.variant!r}"
+
+
+class DiffStride2d(DiffStride):
+    r"""Downsampling of maps with learnable strides (Riad, Teboul, Grangier & Zeghidour, ICLR 2022, algorithm 1).
+
+    Drop it in behind a convolution of stride 1, in the place of that convolution's stride or of a pooling layer. The
+    map keeps about :math:`n/S + 2R` points along an axis of :math:`n`: more than :math:`n/S`, so compare costs too.
+
+    Args:
+        stride: initial stride, >= 1, one number or ``(height, width)``.
+        smoothness: R, >= 1e-3, width of the mask's ramp in frequency bins. A stride only learns from bins inside the
+            ramp, so R >= 1; and a map of at most 2(R + 1) points never shrinks: for 8 x 8 images take R = 1.
+        crop: False masks only, and keeps the size.
+        shared_stride: whether height and width share one stride.
+        variant: ``"symmetric"`` (zero phase, keeps the mean) or ``"official"`` (the authors' TensorFlow layer).
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> layer = DiffStride2d(2.0)
+    >>> layer(torch.randn(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 24, 24])
+    """
+
+    def __init__(
+        self,
+        stride: float | tuple[float, float] = 2.0,
+        smoothness: float = 4.0,
+        *,
+        crop: bool = True,
+        shared_stride: bool = False,
+        variant: Variant = "symmetric",
+    ) -> None:
+        super().__init__(pair(stride), smoothness, crop=crop, shared_stride=shared_stride, variant=variant)
+
+
+class DiffStride1d(DiffStride):
+    """`DiffStride2d` for sequences ``(N, C, L)`` or ``(C, L)``.
+
+    Args:
+        stride: initial stride, >= 1.
+        smoothness: R, >= 1e-3, width of the mask's ramp in frequency bins.
+        crop: False masks only, and keeps the size.
+        variant: ``"symmetric"`` or ``"official"``.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> DiffStride1d(4.0)(torch.randn(8, 3, 1000)).shape
+    torch.Size([8, 3, 258])
+    """
+
+    def __init__(
+        self, stride: float = 2.0, smoothness: float = 4.0, *, crop: bool = True, variant: Variant = "symmetric"
+    ) -> None:
+        super().__init__([stride], smoothness, crop=crop, shared_stride=False, variant=variant)
+
+
+class FixedStride(nn.Module):
+    """DiffStride with constant strides: what `DiffStride.freeze` makes, without parameters.
+
+    Args:
+        stride: of each axis.
+        smoothness: as for `DiffStride2d`; likewise the rest.
+        crop: False masks only.
+        shared_stride: whether the larger bound of the axes holds for all.
+        variant: ``"symmetric"`` or ``"official"``.
+    """
+
+    def __init__(
+        self, stride: Sequence[float], smoothness: float, *, crop: bool, shared_stride: bool, variant: Variant
+    ) -> None:
+        super().__init__()
+        self.axes = len(stride)
+        self.stride = tuple(stride)
+        self.smoothness = smoothness
+        self.crop = crop
+        self.shared_stride = shared_stride
+        self.variant: Variant = variant
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size that `forward` gives to a map of this size."""
+        if not self.crop:
+            return uncropped_size(size, self.variant)
+        return output_size(size, self._each_stride(size), self.smoothness, self.variant)
+
+    def _each_stride(self, size: Sequence[int]) -> tuple[float, ...]:
+        if not self.shared_stride:
+            return self.stride
+        return tuple(max(*self.stride, *(minimum_stride(n, self.smoothness) for n in size)) for _ in size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Resample the last axes, as `DiffStride.forward` does."""
+        check_rank(input, self.axes)
+        size = tuple(int(n) for n in input.shape[-self.axes :])
+        strides = torch.tensor(self._each_stride(size), dtype=torch.float32, device=input.device)
+        return resample(input, strides, _sizes_of_fixed(self, size), self.smoothness, self.variant)
+
+    def extra_repr(self) -> str:
+        """The constants."""
+        return f"stride={self.stride}, smoothness={self.smoothness}, crop={self.crop}, variant={self.variant!r}"
+
+
+# float32 arithmetic with NumPy, which a graph would take for tensors
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _sizes_of_fixed(layer: FixedStride, size: tuple[int, ...]) -> tuple[int, ...]:
+    return layer.output_size(size)
+
+
+class SpectralPool(nn.Module):
+    """What `SpectralPool1d` and `SpectralPool2d` share.
+
+    Args:
+        stride: of each axis, >= 1.
+        variant: ``"symmetric"`` or ``"official"``.
+    """
+
+    def __init__(self, stride: Sequence[float], variant: Variant) -> None:
+        super().__init__()
+        check_stride(stride)
+        check_variant(variant)
+        self.axes = len(stride)
+        self.stride = tuple(float(each) for each in stride)
+        self.variant: Variant = variant
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size that `forward` gives to a map: n/S along an axis, rounded down to an even number, at least 2."""
+        sizes = []
+        for axis, (n, stride) in enumerate(zip(size, self.stride, strict=True)):
+            if self.variant == "symmetric" and stride == 1:
+                sizes.append(n)
+                continue
+            shrunk = math.floor(n / stride)
+            if self.variant == "symmetric" or (len(size) == 2 and axis == 0):  # the official width may be odd
+                shrunk -= shrunk % 2
+            sizes.append(min(n, max(2, shrunk)))
+        return tuple(sizes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Resample the last axes.
+
+        Args:
+            input: floating, ``(N, C, H, W)`` or ``(C, H, W)``; in one dimension ``(N, C, L)`` or ``(C, L)``.
+
+        Returns:
+            The same leading axes, then `output_size` of the last ones.
+
+        Raises:
+            TypeError: ``input`` is not real and floating.
+            ValueError: its rank is another.
+        """
+        check_rank(input, self.axes)
+        return spectral_pool(input, self.output_size(input.shape[-self.axes :]), variant=self.variant)
+
+    def extra_repr(self) -> str:
+        """The strides."""
+        return f"stride={self.stride}, variant={self.variant!r}"
+
+
+class SpectralPool2d(SpectralPool):
+    """Downsampling by a fixed stride in the Fourier domain (Rippel, Snoek & Adams, NeurIPS 2015).
+
+    Args:
+        stride: >= 1, one number or ``(height, width)``; need not be an integer.
+        variant: ``"symmetric"`` (zero phase, keeps the mean) or ``"official"`` (DiffStride's TensorFlow baseline).
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> SpectralPool2d(2)(torch.randn(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 16, 16])
+    """
+
+    def __init__(self, stride: float | tuple[float, float] = 2.0, *, variant: Variant = "symmetric") -> None:
+        super().__init__(pair(stride), variant)
+
+
+class SpectralPool1d(SpectralPool):
+    """`SpectralPool2d` for sequences ``(N, C, L)`` or ``(C, L)``.
+
+    Args:
+        stride: >= 1.
+        variant: ``"symmetric"`` or ``"official"``.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, stride: float = 2.0, *, variant: Variant = "symmetric") -> None:
+        super().__init__([stride], variant)
+
+
+def freeze_strides(model: nn.Module) -> nn.Module:
+    """Replace every learnable stride of a trained model by its present value, in place.
+
+    Args:
+        model: with `DiffStride` layers; one that is used in several places stays one.
+
+    Returns:
+        The same model (or the frozen layer, if the model is one itself).
+    """
+    if isinstance(model, DiffStride):
+        return model.freeze()
+    frozen: dict[nn.Module, FixedStride] = {}
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, DiffStride):
+                setattr(parent, name, frozen.setdefault(child, child.freeze()))
+    return model
+
+
+def pair(stride: float | Sequence[float]) -> list[float]:
+    """One stride for height and one for width.
+
+    Raises:
+        ValueError: there is another number of them.
+
+    >>> pair(2), pair((3, 1))
+    ([2.0, 2.0], [3.0, 1.0])
+    """
+    strides = [stride, stride] if isinstance(stride, (int, float)) else list(stride)
+    if len(strides) != 2:
+        raise ValueError(f"`stride` must be one number or a pair (height, width), got {stride!r}")
+    return [float(each) for each in strides]
+
+
+def check_stride(stride: Sequence[float]) -> None:
+    """Refuse strides below 1, and those that are no numbers.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if any(not 1 <= each < math.inf for each in stride):
+        raise ValueError(f"`stride` must be finite and at least 1, got {tuple(stride)}")
+
+
+def check_rank(input: Tensor, axes: int) -> None:
+    """Refuse anything but a map, or a batch of maps.
+
+    Raises:
+        TypeError: it is not real and floating.
+        ValueError: it has another rank.
+    """
+    if input.ndim not in (axes + 1, axes + 2):
+        raise ValueError(f"the input must have rank {axes + 2}, or {axes + 1} without a batch, got rank {input.ndim}")
+    check_input(input, axes)
