@@ -9,7 +9,6 @@ with c_0 = 1 and c_k = 2, but c_k = 1 and no sine part at k = n_out/2.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,12 +17,24 @@ from torch import Tensor
 _LARGEST_PRODUCT = 128
 
 
-@lru_cache(maxsize=256)
-def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Analysis ``(n, n_out)``, synthesis ``(n_out, n_out)``, and the frequency of each of the ``n_out`` coefficients.
+_cache: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
-    Coefficients are ordered constant, cosines, sines. Made in float64, with arguments reduced modulo a period first.
-    """
+
+def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Analysis ``(n, n_out)``, synthesis ``(n_out, n_out)``, and each coefficient's frequency ``(n_out,)``."""
+    if torch.compiler.is_compiling():  # an exported graph is traced with fake tensors, which must not stay here
+        return _make_bases(size, n_out, dtype, device)
+    key = (size, n_out, dtype, device)
+    if key not in _cache:
+        if len(_cache) >= 256:  # strides that wander through many sizes
+            _cache.clear()
+        with torch.inference_mode(False):  # an inference tensor could not be used in training later
+            _cache[key] = _make_bases(size, n_out, dtype, device)
+    return _cache[key]
+
+
+def _make_bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients are ordered constant, cosines, sines; made in float64, with arguments reduced modulo a period."""
     cosines = torch.arange(n_out // 2 + 1)
     sines = torch.arange(1, (n_out + 1) // 2)  # the sine at n_out/2 is zero on the output's grid
     weights = torch.full((len(cosines),), 2.0, dtype=torch.float64)
@@ -37,12 +48,10 @@ def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> t
         turns = (grid * cosines % points).double(), (grid * sines % points).double()
         return torch.cos(step * turns[0]), torch.sin(step * turns[1])
 
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        analysis = torch.cat(waves(size), dim=1) / size
-        cosine, sine = waves(n_out)
-        synthesis = torch.cat([cosine * weights, 2 * sine], dim=1)
-        frequency = torch.cat([cosines, sines]).to(device)
-        return analysis.to(device, dtype), synthesis.to(device, dtype), frequency
+    analysis = torch.cat(waves(size), dim=1) / size
+    cosine, sine = waves(n_out)
+    synthesis = torch.cat([cosine * weights, 2 * sine], dim=1)
+    return analysis.to(device, dtype), synthesis.to(device, dtype), torch.cat([cosines, sines]).to(device)
 
 
 # a compiled graph holds the bases as constants instead of making them anew

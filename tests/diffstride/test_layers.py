@@ -1,0 +1,325 @@
+"""The layers: pure, exact about sizes, compiled and exported, and clear about mistakes."""
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_papers.diffstride.functional import diffstride, minimum_stride, output_size, spectral_pool
+from lit_papers.diffstride.layers import (
+    CostCounter,
+    DiffStride1d,
+    DiffStride2d,
+    FixedStride,
+    SpectralPool1d,
+    SpectralPool2d,
+    freeze_strides,
+)
+
+
+def maps(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (2, 3, 32, 32)), generator=torch.Generator().manual_seed(0))
+
+
+def backward(layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    layer.zero_grad()
+    output = layer(images)
+    output.square().sum().backward()
+    return output.detach(), layer.strides.grad.clone()
+
+
+@pytest.mark.parametrize("variant", ["symmetric", "official"])
+@pytest.mark.parametrize("crop", [True, False])
+def test_the_layer_is_the_function(variant: Any, crop: bool) -> None:
+    layer = DiffStride2d((2.3, 1.7), 3.0, crop=crop, variant=variant)
+    images = maps(2, 3, 31, 33)
+    assert torch.equal(layer(images), diffstride(images, layer.strides, 3.0, crop=crop, variant=variant))
+    assert layer(images).shape[-2:] == layer.output_size((31, 33))
+    assert torch.equal(layer(images[0]), layer(images)[0])
+
+
+def test_one_dimension() -> None:
+    layer = DiffStride1d(2.5)
+    signal = maps(2, 3, 100)
+    assert torch.equal(layer(signal), diffstride(signal, layer.strides))
+    assert layer(signal[0]).shape == (3, *layer.output_size((100,)))
+    assert SpectralPool1d(4)(signal).shape == (2, 3, 24)
+
+
+def test_shared_stride_takes_the_larger_bound() -> None:
+    layer = DiffStride2d(1.0, shared_stride=True)
+    assert layer.strides.shape == (1,)
+    bound = minimum_stride(16, 4.0)  # of the shorter side
+    images = maps(1, 1, 16, 48)
+    assert torch.allclose(layer(images), diffstride(images, torch.full((2,), bound)), atol=1e-6)
+    layer(images).square().sum().backward()
+    assert layer.strides.grad != 0
+    layer.project_()
+    assert layer.strides.item() == pytest.approx(bound)
+
+
+def test_forward_changes_nothing() -> None:
+    layer = DiffStride2d((1.0, 2.3))
+    assert list(layer.state_dict()) == ["strides"]
+    before = layer.strides.detach().clone()
+    for size in (64, 16, 64):
+        layer(maps(1, 1, size, size))
+    assert torch.equal(layer.strides, before)
+
+
+def test_project_raises_to_the_bound_of_the_last_training_map() -> None:
+    layer = DiffStride2d((1.0, 2.3))
+    layer.project_()
+    assert layer.strides.tolist() == pytest.approx([1.0, 2.3])
+    layer(maps(1, 1, 64, 64))
+    layer.eval()(maps(1, 1, 16, 16))
+    layer.project_()
+    assert layer.strides.tolist() == pytest.approx([64 / 60, 2.3])
+
+
+def test_copies_and_replaced_parameters() -> None:
+    layer, images = DiffStride2d((2.3, 1.7)), maps()
+    expected = layer(images)
+    assert torch.equal(copy.deepcopy(layer)(images), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(images), expected)  # noqa: S301
+    larger = {"strides": torch.tensor([4.0, 4.0])}
+    assert torch.func.functional_call(layer, larger, images).shape[-2:] == output_size((32, 32), (4, 4))
+    assert torch.equal(layer(images), expected)
+
+
+def test_averaged_weights_change_sizes() -> None:
+    layer = DiffStride2d(2.0)
+    averaged = torch.optim.swa_utils.AveragedModel(layer, avg_fn=lambda mean, new, count: (mean + new) / 2)
+    averaged.update_parameters(layer)
+    with torch.no_grad():
+        layer.strides.fill_(6.0)
+    averaged.update_parameters(layer)
+    assert averaged(maps()).shape[-2:] == output_size((32, 32), (4, 4))
+
+
+def test_memory_formats_and_precisions() -> None:
+    layer, images = DiffStride2d((2.3, 1.7)), maps()
+    expected = layer(images)
+    assert torch.allclose(layer(images.to(memory_format=torch.channels_last)), expected, atol=1e-6)
+    assert torch.equal(layer(images.transpose(-1, -2)), layer(images.transpose(-1, -2).contiguous()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(images.bfloat16()).dtype == torch.bfloat16
+        assert torch.equal(layer(images), expected)
+    half = copy.deepcopy(layer).bfloat16()
+    assert half.strides.dtype == torch.float32
+    assert torch.equal(half.strides, layer.strides)
+    assert copy.deepcopy(layer).double()(images.double()).dtype == torch.float64
+
+
+def test_gradient_checkpointing() -> None:
+    layer, images = DiffStride2d((2.3, 1.7)), maps().requires_grad_()
+    _, expected = backward(layer, images)
+    layer.zero_grad()
+    torch.utils.checkpoint.checkpoint(layer, images, use_reentrant=False).square().sum().backward()
+    assert torch.equal(layer.strides.grad, expected)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = DiffStride2d(2.0)
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.conv(images)) + self.pool(images)
+
+
+@pytest.mark.parametrize("variant", ["symmetric", "official"])
+def test_compiled_without_a_break(variant: Any) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    layer, images = DiffStride2d((2.3, 1.7), variant=variant), maps()
+    expected = backward(layer, images)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(backward_of(compiled, layer, images), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        layer.strides.copy_(torch.tensor([4.0, 3.0]))
+    expected = backward(layer, images)  # the eager look that tells the new size
+    for ours, theirs in zip(backward_of(compiled, layer, images), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    backward_of(compiled, layer, images)
+    counted = torch._dynamo.utils.counters["stats"]
+    assert counted["unique_graphs"] == 2  # one for each size
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def backward_of(compiled: Any, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    layer.zero_grad()
+    output = compiled(images)
+    output.square().sum().backward()
+    return output.detach(), layer.strides.grad.clone()
+
+
+def test_a_compiled_layer_follows_project() -> None:
+    torch._dynamo.reset()
+    layer, images = DiffStride2d(2.0), maps()
+    layer(images)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        layer.strides.fill_(4.0)
+    layer.project_()
+    assert compiled(images).shape[-2:] == output_size((32, 32), (4, 4))
+
+
+def test_compiling_for_an_unknown_size_is_refused() -> None:
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"call this layer eagerly once on a map of size \(32, 32\)"):
+        torch.compile(DiffStride2d(2.0), fullgraph=True, backend="eager")(maps())
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor() -> None:
+    torch._dynamo.reset()
+    model, images = Twice(), maps()
+    expected = model(images)
+    assert torch.allclose(torch.compile(model, fullgraph=True)(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "official"}, {"shared_stride": True}, {"crop": False}])
+def test_frozen_layers_give_the_same_and_export(options: Any) -> None:
+    layer, images = DiffStride2d(2.3, **options), maps(2, 3, 31, 32)
+    frozen = layer.freeze()
+    assert isinstance(frozen, FixedStride)
+    assert not list(frozen.parameters())
+    assert frozen.output_size((31, 32)) == layer.output_size((31, 32))
+    assert torch.equal(frozen(images), layer(images))
+    exported = torch.export.export(frozen, (images,))
+    assert torch.equal(exported.module()(images), layer(images))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(frozen, fullgraph=True, backend="eager")(images), layer(images))
+
+
+def test_an_exported_layer_can_be_saved(tmp_path: Path) -> None:
+    layer, images = DiffStride1d(2.3), maps(2, 3, 100)
+    torch.export.save(torch.export.export(layer.freeze(), (images,)), tmp_path / "layer.pt2")
+    assert torch.equal(torch.export.load(tmp_path / "layer.pt2").module()(images), layer(images))
+
+
+def test_freezing_a_model_keeps_shared_layers_shared() -> None:
+    model = nn.ModuleDict({"main": nn.Sequential(DiffStride2d(2.3)), "short": nn.Identity()})
+    model["short"] = model["main"][0]
+    frozen = freeze_strides(model)
+    assert frozen is model
+    assert isinstance(model["short"], FixedStride)
+    assert model["short"] is model["main"][0]
+    assert isinstance(freeze_strides(DiffStride1d(2.0)), FixedStride)
+
+
+@pytest.mark.parametrize(
+    ("variant", "stride", "size", "expected"),
+    [
+        ("symmetric", (2, 2), (32, 32), (16, 16)),
+        ("symmetric", (1, 3), (33, 33), (33, 10)),
+        ("symmetric", (1.5, 40), (7, 32), (4, 2)),
+        ("symmetric", (2, 2), (1, 1), (1, 1)),
+        ("official", (2, 3), (33, 33), (16, 11)),
+        ("official", (1, 2), (33, 30), (32, 15)),
+    ],
+)
+def test_spectral_pooling_sizes(variant: Any, stride: Any, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    layer = SpectralPool2d(stride, variant=variant)
+    images = maps(1, 1, *size)
+    assert layer.output_size(size) == expected
+    assert torch.equal(layer(images), spectral_pool(images, expected, variant=variant))
+    assert not list(layer.parameters())
+
+
+def test_a_saturated_stride_is_warned_of_once() -> None:
+    layer = DiffStride2d(100.0)
+    with pytest.warns(UserWarning, match="stride saturated"):
+        layer(maps())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(maps())
+        DiffStride2d(100.0).eval()(maps())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: DiffStride2d(0.5), ValueError, "`stride`"),
+        (lambda: DiffStride2d((2, float("nan"))), ValueError, "`stride`"),
+        (lambda: DiffStride2d((float("inf"), 2)), ValueError, "`stride`"),
+        (lambda: DiffStride2d((2, 2, 2)), ValueError, "`stride`"),
+        (lambda: DiffStride1d(0.9), ValueError, "`stride`"),
+        (lambda: SpectralPool2d((2, 0.5)), ValueError, "`stride`"),
+        (lambda: DiffStride2d((2, 3), shared_stride=True), ValueError, "shared_stride"),
+        (lambda: DiffStride2d(smoothness=0), ValueError, "`smoothness`.*SpectralPool2d"),
+        (lambda: DiffStride2d(smoothness=1e-4), ValueError, "`smoothness`"),
+        (lambda: DiffStride2d(variant="tensorflow"), ValueError, "`variant`"),
+        (lambda: SpectralPool2d(variant="tensorflow"), ValueError, "`variant`"),
+        (lambda: DiffStride2d()(torch.ones(1, 1, 8, 8, dtype=torch.int32)), TypeError, "int32"),
+        (lambda: DiffStride2d()(torch.ones(8, 8)), ValueError, "rank 4, or 3 .* got rank 2"),
+        (lambda: DiffStride1d()(torch.ones(1, 1, 8, 8)), ValueError, "rank 3, or 2 .* got rank 4"),
+        (lambda: SpectralPool2d()(torch.ones(8, 8)), ValueError, "rank 2"),
+    ],
+)
+def test_mistakes(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_strides_lost_in_training(value: float) -> None:
+    layer = DiffStride2d(2.0)
+    with torch.no_grad():
+        layer.strides[1] = value
+    with pytest.raises(RuntimeError, match="`strides` became"):
+        layer(maps())
+
+
+def test_counting_each_call() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, groups=1), DiffStride2d(2.0), nn.Flatten(), nn.Linear(8 * 576, 5)
+    )
+    with CostCounter(model) as cost:
+        model(maps())
+    assert cost.macs == 3 * 8 * 9 * 32 * 32 + 8 * 576 * 5
+    assert cost.map_sizes == {"1": (24, 24)}
+    assert not any(layer._forward_hooks for layer in model)
+    with CostCounter(Twice()) as cost:
+        cost.module(maps())
+        cost.module(maps(1, 3, 32, 32))
+    assert cost.macs == 2 * 9 * 1024
+    assert cost.map_sizes == {"pool": (24, 24)}
+
+
+def test_counting_other_shapes() -> None:
+    for module, images, macs in (
+        (nn.Conv1d(4, 6, 5, groups=2), maps(3, 4, 20), 16 * 6 * 2 * 5),
+        (nn.Conv2d(4, 6, 3, stride=2), maps(4, 9, 9), 16 * 6 * 4 * 9),
+        (nn.Linear(7, 5), maps(3, 11, 7), 11 * 35),
+        (nn.Linear(7, 5), maps(7), 35),
+        (nn.Linear(7, 5), maps(0, 7), 35),
+    ):
+        with CostCounter(module) as cost:
+            module(images)
+        assert cost.macs == macs
+
+
+def test_counting_stops_after_an_error() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(5, 5))
+    with pytest.raises(RuntimeError), CostCounter(model):
+        model(maps())
+    assert not any(layer._forward_hooks for layer in model)
+
+
+@pytest.mark.gpu
+def test_gpu_equals_cpu() -> None:
+    layer, images = DiffStride2d((2.3, 1.7)), maps()
+    expected, gradient = backward(layer, images)
+    with torch.autocast("cuda", torch.bfloat16):
+        ours, theirs = backward(layer.cuda(), images.cuda())
+    assert torch.allclose(ours.cpu(), expected, atol=1e-4)
+    assert torch.allclose(theirs.cpu(), gradient, rtol=1e-3)
