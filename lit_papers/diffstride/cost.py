@@ -24,6 +24,7 @@ class CostCounter:
         macs: multiply-adds for each sample, summed over all calls.
         map_sizes: output size ``(h, w)`` or ``(length,)`` of each DiffStride and spectral pooling layer, by qualified
             name, of its last call.
+        input_sizes: likewise of their inputs.
 
     >>> with CostCounter(nn.Linear(3, 5)) as cost:
     ...     _ = cost.module(torch.zeros(7, 3))
@@ -35,13 +36,15 @@ class CostCounter:
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         self.macs = 0
         self.map_sizes: dict[str, tuple[int, ...]] = {}
+        self.input_sizes: dict[str, tuple[int, ...]] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "CostCounter":
         # layers.py shows this class beside its layers, so it cannot be imported above
         from lit_papers.diffstride.layers import DiffStride, FixedStride, SpectralPool
 
-        for name, child in self.module.named_modules():
+        for path, child in self.module.named_modules():
+            name = path.replace("_orig_mod.", "")
             if isinstance(child, _COUNTED):
                 self._handles.append(child.register_forward_hook(self._count))
             elif isinstance(child, (DiffStride, FixedStride, SpectralPool)):
@@ -60,6 +63,7 @@ class CostCounter:
     def _measure(self, name: str, axes: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self.map_sizes[name] = tuple(output.shape[-axes:])
+            self.input_sizes[name] = tuple(inputs[0].shape[-axes:])
 
         return hook
 

@@ -73,6 +73,9 @@ class DiffStride(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Resample the last axes; changes no parameter and no buffer.
 
+        A compiled graph has the output size built in. It is that of the latest eager forward or `project_`, so after
+        one of them at this input size ``torch.compile(fullgraph=True)`` works; without, there is one graph break.
+
         Args:
             input: floating, ``(N, C, H, W)`` or ``(C, H, W)``; in one dimension ``(N, C, L)`` or ``(C, L)``.
 
@@ -82,14 +85,11 @@ class DiffStride(nn.Module):
         Raises:
             TypeError: ``input`` is not real and floating.
             ValueError: its rank is another.
-            RuntimeError: ``strides`` is NaN or infinite, or a compiled layer sees a size for the first time.
+            RuntimeError: ``strides`` is NaN or infinite.
         """
         check_rank(input, self.axes)
         size = tuple(int(n) for n in input.shape[-self.axes :])
-        if torch.compiler.is_compiling():
-            if size not in self._sizes:
-                raise RuntimeError(f"call this layer eagerly once on a map of size {size} before it is compiled for it")
-        else:
+        if not torch.compiler.is_compiling() or size not in self._sizes:
             self._look(size)
         if self.training:
             self._last_size = size
@@ -151,6 +151,9 @@ class DiffStride(nn.Module):
             variant=self.variant,
         )
 
+    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+        reason="run a DiffStride layer eagerly once at this map size to compile it without a break"
+    )
     def _look(self, size: tuple[int, ...]) -> None:
         self._sizes[size] = self.output_size(size)
         if self.training and not self._warned and self.strides.requires_grad:

@@ -1,0 +1,188 @@
+"""The paper's experiment as a LightningModule: a classifier whose strides are trained with its weights."""
+
+from contextlib import nullcontext
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import SGD
+from torchmetrics import MeanMetric
+
+from lit_papers.diffstride.complexity import CostPenalty
+from lit_papers.diffstride.functional import complexity_penalty
+from lit_papers.diffstride.layers import DiffStride
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def _paper_sgd(parameters: Any) -> SGD:
+    """The official CIFAR optimiser: Keras' L2 penalty of 5e-4 is a weight decay of 1e-3."""
+    return SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3)
+
+
+class StridedClassifier(LightningModule):
+    r"""A classifier that learns its strides, and can be made to pay for what they cost (Riad et al., ICLR 2022).
+
+    The loss is cross-entropy plus ``complexity_weight`` times the complexity of all `DiffStride` layers of ``model``,
+    in module order, each once. It takes any model, strided baselines included, whose complexity is 0. Batches are
+    ``(inputs, targets)`` with integer targets ``(N,)``.
+
+    The optimizer gets up to three parameter groups: weights with its own weight decay; parameters of normalisation
+    layers without; strides without, at ``stride_lr``. After each batch strides are raised to their lower bound.
+
+    Logs ``train/loss``, ``train/accuracy`` (under mixup, of the image with the larger share), ``train/complexity``
+    (without its weight), ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy``.
+
+    Args:
+        model: any module from inputs to logits ``(N, C)``.
+        complexity_weight: lambda, >= 0.
+        mixup_alpha: of mixup's Beta distribution; 0 for none, the paper's runs have 0.2; pairs are of one batch.
+        label_smoothing: in [0, 1), in training alone.
+        stride_lr: learning rate of the strides; None for that of the weights, as in the paper.
+        optimizer: from parameter groups to an optimizer.
+        lr_scheduler: from the optimizer to a schedule; None for a constant rate.
+        lr_interval: whether a step of the schedule is an ``"epoch"`` or an optimizer ``"step"``.
+        complexity: ``"map_area"``, the paper's J; or ``"macs"``, true multiply-adds for each sample in units of 1e9,
+            for which the model must run eagerly.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    >>> StridedClassifier(nn.Linear(3, 2))(torch.zeros(4, 3)).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        complexity_weight: float = 0.0,
+        mixup_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
+        stride_lr: float | None = None,
+        optimizer: OptimizerCallable = _paper_sgd,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        complexity: Literal["map_area", "macs"] = "map_area",
+    ) -> None:
+        super().__init__()
+        for name, value in (("complexity_weight", complexity_weight), ("mixup_alpha", mixup_alpha)):
+            if value < 0:
+                raise ValueError(f"`{name}` must be >= 0, got {value}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}")
+        if stride_lr is not None and stride_lr < 0:
+            raise ValueError(f"`stride_lr` must be >= 0, got {stride_lr}")
+        if complexity not in ("map_area", "macs"):
+            raise ValueError(f"`complexity` must be 'map_area' or 'macs', got {complexity!r}")
+        if lr_interval not in ("epoch", "step"):
+            raise ValueError(f"`lr_interval` must be 'epoch' or 'step', got {lr_interval!r}")
+        self.save_hyperparameters(ignore=["model", "optimizer", "lr_scheduler"])
+        self.model = model
+        self.complexity_weight = complexity_weight
+        self.mixup_alpha = mixup_alpha
+        self.label_smoothing = label_smoothing
+        self.stride_lr = stride_lr
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.complexity = complexity
+        self.train_accuracy, self.eval_accuracy = MeanMetric(), MeanMetric()
+
+    @property
+    def stride_layers(self) -> list[DiffStride]:
+        """The layers with learnable strides, in module order, each once."""
+        return [layer for layer in self.model.modules() if isinstance(layer, DiffStride)]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(N, C)``."""
+        return cast(Tensor, self.model(inputs))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Loss of one batch, mixed up if asked for."""
+        inputs, targets = batch
+        share, partner = self._mix(len(targets))
+        if partner is not None:
+            inputs = share * inputs + (1 - share) * inputs[partner]
+        in_macs = self.complexity == "macs" and bool(self.stride_layers)
+        with CostPenalty(self.model) if in_macs else nullcontext() as cost:
+            logits = self(inputs)
+        loss = share * nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if partner is not None:
+            loss += (1 - share) * nn.functional.cross_entropy(
+                logits, targets[partner], label_smoothing=self.label_smoothing
+            )
+        complexity = self._map_area() if cost is None else cost.macs() / 1e9
+        if self.complexity_weight:
+            loss = loss + self.complexity_weight * complexity
+        self.train_accuracy(logits.argmax(1) == targets)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/complexity", complexity, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def _mix(self, samples: int) -> tuple[float, Tensor | None]:
+        """The larger share, and each sample's partner."""
+        if self.mixup_alpha == 0:
+            return 1.0, None
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
+        return max(share, 1 - share), torch.randperm(samples, device=self.device)
+
+    def _map_area(self) -> Tensor:
+        areas = [
+            # a sequence has no second axis to shrink
+            torch.cat([layer.strides, layer.strides.new_ones(1)]) if layer.axes == 1 else layer.strides
+            for layer in self.stride_layers
+        ]
+        return complexity_penalty(areas) if areas else torch.zeros((), device=self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Raise strides to the bound below which they have no effect."""
+        for layer in self.stride_layers:
+            layer.project_()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Logs ``val/loss`` and ``val/accuracy``."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Logs ``test/loss`` and ``test/accuracy``."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str) -> None:
+        inputs, targets = batch
+        logits = self(inputs)
+        self.eval_accuracy(logits.argmax(1) == targets)
+        self.log(f"{prefix}/loss", nn.functional.cross_entropy(logits, targets), sync_dist=True)
+        self.log(f"{prefix}/accuracy", self.eval_accuracy, prog_bar=True)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Predicted classes ``(N,)`` of a batch."""
+        return cast(Tensor, self(batch[0])).argmax(dim=1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer on its parameter groups, and the schedule."""
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule: Any = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights, parameters of normalisation layers, and strides, as far as there are any that train."""
+        strides = {layer.strides for layer in self.stride_layers}
+        norms = {
+            parameter for layer in self.model.modules() if isinstance(layer, _NORMS) for parameter in layer.parameters()
+        }
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in trained if parameter not in norms | strides]},
+            {"params": [parameter for parameter in trained if parameter in norms], "weight_decay": 0.0},
+            {"params": [parameter for parameter in trained if parameter in strides], "weight_decay": 0.0},
+        ]
+        if self.stride_lr is not None:
+            groups[2]["lr"] = self.stride_lr
+        return [group for group in groups if group["params"]]
