@@ -5,6 +5,8 @@ from lit_papers.datamodules.image_folder import ImageFolder
 from lit_papers.datamodules.images import CorruptDataError, ImageDataModule
 from lit_papers.datamodules.local_sgd import Components, Sharded
 from lit_papers.datamodules.mnist import MNIST, FashionMNIST
+from lit_papers.datamodules.speech_commands import SpeechCommands
+from lit_papers.datamodules.spoken_digits import SpokenDigits
 from lit_papers.datamodules.torchvision_sets import CIFAR10, CIFAR100, STL10, SVHN
 from lit_papers.locations import MissingDataError
 
@@ -22,4 +24,6 @@ __all__ = [
     "ImageFolder",
     "MissingDataError",
     "Sharded",
+    "SpeechCommands",
+    "SpokenDigits",
 ]

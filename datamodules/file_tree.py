@@ -18,18 +18,19 @@ class FileTree:
 
     Args:
         root: the folder or .zip.
+        layout: what should be in it, for the error if there is nothing.
 
     Raises:
         MissingDataError: ``root`` does not exist.
         CorruptDataError: ``root`` is a file, but no intact .zip.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, layout: str = "train/<class>/<image> or <class>/<image>") -> None:
         self.root = Path(root).expanduser()
         if not self.root.exists():
             raise MissingDataError(
                 f"there is nothing at {self.root}: point `root` (--data.root=PATH) at a folder or .zip "
-                f"with train/<class>/<image> or <class>/<image> in it"
+                f"with {layout} in it"
             )
         self._zip: zipfile.ZipFile | None = None
         self._zip_process = 0

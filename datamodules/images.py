@@ -114,6 +114,8 @@ class ImageDataModule(LightningDataModule, Generic[DatasetT]):
 
     input_shape: tuple[int, int, int]
     """``(C, H, W)`` of an image as delivered; known before ``setup``."""
+    samples: str = "images"
+    """What errors call the samples."""
 
     def __init__(self, batch_size: int, seed: int, num_workers: int) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class ImageDataModule(LightningDataModule, Generic[DatasetT]):
             among = f" on each of {processes} processes" if processes > 1 else ""
             raise ValueError(
                 f"`batch_size`={self.batch_size}{among}, but there are only {len(self.train_set)} training "
-                f"images, and an incomplete batch is dropped: choose a smaller `batch_size`"
+                f"{self.samples}, and an incomplete batch is dropped: choose a smaller `batch_size`"
             )
         return self._loader(self.train_set, training=True)
 

@@ -66,6 +66,66 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+@dataclass(frozen=True)
+class Tree:
+    """How a data set of many files is called.
+
+    Attributes:
+        names: what its folder or archive is called below a searched place, tried in this order.
+        holds: what lies in it.
+        source: where people get it.
+    """
+
+    names: tuple[str, ...]
+    holds: str
+    source: str
+
+
+TREES: dict[str, Tree] = {
+    "SpokenDigits": Tree(
+        ("fsdd.zip", "fsdd", "free-spoken-digit-dataset", "free-spoken-digit-dataset-master"),
+        "{digit}_{speaker}_{index}.wav",
+        "get the Free Spoken Digit Dataset (github.com/Jakobovski/free-spoken-digit-dataset), as a folder or .zip",
+    ),
+    "SpeechCommands": Tree(
+        ("SpeechCommands/speech_commands_v0.02", "speech_commands_v0.02"),
+        "<word>/<recording>.wav and the lists of validation and test files",
+        "let torchaudio fetch it into that folder: `download: true` (--data.download=true)",
+    ),
+}
+
+
+def find_tree(name: str, root: str | Path | None = None) -> Path:
+    """The folder or archive of a data set of many files.
+
+    Args:
+        name: a key of ``TREES``, such as ``"SpokenDigits"``.
+        root: the folder or archive itself, or a folder that contains it; looked at before ``$LIT_PAPERS_DATA``.
+
+    Returns:
+        The first that exists; ``root`` itself if nothing of the usual name lies in it.
+
+    Raises:
+        KeyError: the data set is not in ``TREES``.
+        MissingDataError: there is nothing.
+    """
+    tree = TREES[name]
+    for place in dict.fromkeys((own_place(root), own_place())):
+        if place is None:
+            continue
+        for below in tree.names:
+            if (place / below).exists():
+                return place / below
+        if root and place == own_place(root) and place.exists():
+            return place
+    looked = " and ".join(str(place) for place in dict.fromkeys((own_place(root), own_place())) if place)
+    raise MissingDataError(
+        f"{name} was not found. It is a folder or .zip with {tree.holds} in it.\n"
+        + (f"Looked in {looked}, also for {', '.join(tree.names)}.\n" if looked else "There was nowhere to look.\n")
+        + f"What helps:\n  - point `root` (--data.root=PATH) or ${ENVIRONMENT_VARIABLE} at it, or\n  - {tree.source}"
+    )
+
+
 def own_place(root: str | Path | None = None) -> Path | None:
     """The user's own data folder: ``root``, else ``$LIT_PAPERS_DATA``, else None.
 
@@ -143,10 +203,10 @@ def is_present(name: str, root: str | Path | None = None) -> bool | None:
         return find_spec("sklearn") is not None
     if name == "ImageFolder":
         return bool(root) and Path(str(root)).expanduser().exists()
-    if name not in LAYOUTS:
+    if name not in LAYOUTS and name not in TREES:
         return None
     try:
-        find_data(name, root)
+        find_data(name, root) if name in LAYOUTS else find_tree(name, root)
     except MissingDataError:
         return False
     return True
