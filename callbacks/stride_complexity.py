@@ -173,10 +173,14 @@ def _layers(module: LightningModule) -> dict[str, DiffStride]:
 
 
 def _is_stuck(size: int, stride: float, smoothness: float) -> bool:
-    """Whether no bin of an axis lies on the closed ramp, or the kept length does not depend on the stride."""
-    length = size / max(stride, minimum_stride(size, smoothness))
+    """Whether no bin of an axis lies on the closed ramp, or the kept length does not depend on the stride.
+
+    A stride of 1 is not called stuck: with a narrow ramp it is the identity, which somebody chose.
+    """
+    bound = minimum_stride(size, smoothness)
+    length = size / max(stride, bound)
     first = math.ceil(length / 2 + 1 - 1e-6)
-    return size > 1 and (length < 2 or first > min(length / 2 + 1 + smoothness, size // 2))
+    return stride > bound + 1e-6 and (length < 2 or first > min(length / 2 + 1 + smoothness, size // 2))
 
 
 def _style(index: int, layers: int, axis: str) -> dict[str, Any]:
