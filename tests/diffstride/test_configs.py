@@ -1,0 +1,101 @@
+"""Every configuration builds its network, for each kind of pooling; the experiment runs, resumes and reports."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_papers import catalog
+from lit_papers.callbacks import StrideComplexity
+from lit_papers.cli import main
+from lit_papers.diffstride import StridedClassifier, experiment
+from lit_papers.lightning_cli import PapersCLI
+
+NAMES = [name for name in catalog.config_names() if name.startswith("diffstride/")]
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_test_batches=1"]
+
+
+@pytest.fixture(autouse=True)
+def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lit_papers"])  # LightningCLI warns of two command lines
+
+
+def built(name: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(PapersCLI, "_run_subcommand", lambda self, subcommand: None)
+    path = str(catalog.find_config(name))
+    # some of them ask for a precision that a small machine may not have
+    return PapersCLI("test", ["fit", "--config", path, "--trainer.accelerator=cpu", "--trainer.logger=false", *options])
+
+
+@pytest.mark.parametrize("pooling", ["strided", "spectral", "diffstride"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_builds_with_every_pooling(name: str, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchaudio")
+    baseline = [] if pooling == "diffstride" else ["--trainer.callbacks=null"]
+    cli = built(name, f"--model.model.pooling={pooling}", *baseline, monkeypatch=monkeypatch)
+    assert isinstance(cli.model, StridedClassifier)
+    assert bool(cli.model.stride_layers) == (pooling == "diffstride")
+    watched = any(isinstance(callback, StrideComplexity) for callback in cli.trainer.callbacks)
+    assert watched == (pooling == "diffstride")
+    cli.model.configure_optimizers()
+
+
+def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "diffstride/digits", "--trainer.max_epochs=2"]) == 0
+    (run,) = tmp_path.glob("runs/diffstride/digits/version_0")
+    assert (run / "stride_complexity.png").is_file()
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    for key in ("val/accuracy", "diffstride/gmacs", "diffstride/model.stages.1.0.pool/stride_w", "train/complexity"):
+        assert key in header
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["class_path"].endswith("StridedClassifier")
+    (checkpoint,) = run.glob("checkpoints/*.ckpt")
+    before = torch.load(checkpoint, weights_only=True)
+    strides = before["state_dict"]["model.stages.1.0.pool.strides"]
+    assert not torch.equal(strides, torch.tensor([2.0, 2.0]))
+    resumed = ["fit", "--config", "diffstride/digits", "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}"]
+    assert main(resumed) == 0
+    (again,) = tmp_path.glob("runs/diffstride/digits/version_1/checkpoints/*.ckpt")
+    after = torch.load(again, weights_only=True)
+    assert (after["epoch"], after["global_step"]) == (2, 60)
+    history = after["callbacks"]["StrideComplexity"]["history"]
+    assert [entry["step"] for entry in history] == list(range(0, 60, 10))
+
+
+def test_a_grid_runs_once_and_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--strides", "1,1,2,2", "--weights", "0", "0.5", "--seeds", "0", "--jobs", "2", "--out", "grid"]
+    arguments += ["--pooling", "strided", "diffstride", "--", *SHORT]
+    experiment.main(arguments)
+    printed = capsys.readouterr().out
+    rows = [line.split("|") for line in printed.splitlines() if line.startswith("| (1")]
+    assert [(row[2].strip(), row[3].strip()) for row in rows] == [
+        ("strided", ""),
+        ("diffstride", "0"),
+        ("diffstride", "0.5"),
+    ]
+    strided, free, _ = ([float(row[column]) for column in (5, 6)] for row in rows)
+    assert strided[0] == strided[1] < free[0]
+    assert Path("grid/accuracy_against_cost.png").stat().st_size > 10_000
+    kept = Path("grid/results.jsonl").read_text()
+    experiment.main(arguments)
+    assert Path("grid/results.jsonl").read_text() == kept
+    assert capsys.readouterr().out.count("| (1") == 3
+
+
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+    cells = experiment.grid("diffstride/digits", ["strided"], ["1,1,1.5,2"], [0.0], [0], SHORT)
+    with pytest.raises(RuntimeError, match=r"1 of 1 runs failed(.|\n)*strides=\[1,1,1.5,2\](.|\n)*see .*\.log"):
+        experiment.run(cells, tmp_path / "grid", jobs=1)
+    (log,) = (tmp_path / "grid/logs").glob("*.log")
+    assert "must be integers with pooling='strided'" in log.read_text()
+
+
+def test_spread_over_seeds() -> None:
+    def outcome(seed: int, accuracy: float) -> experiment.Outcome:
+        cell = experiment.Cell("diffstride/digits", "diffstride", "1,1,2,2", 0.0, seed)
+        return experiment.Outcome(cell, accuracy, 0.002, 0.001 * seed, [[2.0, 2.0]], 3, 60.0)
+
+    lines = experiment.table([outcome(1, 0.9), outcome(2, 0.92)]).splitlines()
+    assert lines[2] == "| (1, 1, 2, 2) | diffstride | 0 | 91.00 ± 1.41 (2) | 2.00 | 1.50 | 1.0 |"
