@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # Up to this size two real matrix products an axis beat the FFT (tests/benchmarks/test_diffstride.py).
-_LARGEST_PRODUCT = 128
+_LARGEST_PRODUCT = 512
 
 
 _cache: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
