@@ -142,6 +142,7 @@ class StrideComplexity(Callback):
         left.set(xlabel="optimizer step", ylabel="stride")
         left.legend(fontsize="x-small")
         middle.set(xlabel="optimizer step", ylabel="map size behind the layer (points)")
+        middle.yaxis.get_major_locator().set_params(integer=True)
         right.plot(steps, [entry[_GMACS] for entry in self.history], color="black")
         right.set(xlabel="optimizer step", ylabel=r"cost of a sample ($10^9$ multiply-adds)")
         right.set_ylim(bottom=0)
