@@ -2,6 +2,7 @@
 
 from lit_papers.callbacks.central_path import CentralPath
 from lit_papers.callbacks.consensus_distance import ConsensusDistance
+from lit_papers.callbacks.interaction_strength import InteractionStrength
 from lit_papers.callbacks.neural_collapse import NeuralCollapse
 
-__all__ = ["CentralPath", "ConsensusDistance", "NeuralCollapse"]
+__all__ = ["CentralPath", "ConsensusDistance", "InteractionStrength", "NeuralCollapse"]

@@ -1,0 +1,420 @@
+"""Which orders of interaction a network encodes, measured while it trains."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from lit_papers.callbacks.guest import Unpack, unpack_batch, untouched
+from lit_papers.callbacks.heads import tensors_in
+from lit_papers.interactions.estimator import MultiOrderInteraction
+from lit_papers.interactions.metrics import RelativeInteractionStrength
+from lit_papers.interactions.players import FeaturePlayers, PatchGrid
+from lit_papers.plotting import STYLES, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHADES = (0.85, 0.0)  # of the colour map, first and last epoch: dark on light, so that grey tells the order too
+
+
+class InteractionStrength(Callback):
+    r"""Logs the relative strength J of each order of interaction while any classifier trains.
+
+    Attach it to any LightningModule whose ``forward`` returns logits (N, C), alone or first among other tensors::
+
+        trainer = Trainer(callbacks=[InteractionStrength(PatchGrid(4), pairs="all", method="exact")])
+
+    After every ``every_n_epochs`` epochs and after the last it takes the first ``n_samples`` samples of the validation
+    set, estimates their interactions with `lit_papers.interactions.estimator.MultiOrderInteraction`, and logs, for each
+    order m, ``interactions/J/m{m}`` and the raw strength ``interactions/S/m{m}`` (J is S divided by its mean over
+    orders, so a network whose interactions all shrink keeps its J), ``interactions/J_centroid``
+    :math:`= \sum m J / \sum J / (n - 2)` in [0, 1], and ``interactions/n_forwards``, the inputs sent to the network.
+    J is U-shaped in trained networks, the paper's *representation bottleneck* (Deng et al., ICLR 2022, section 3); as
+    averaging over contexts gives even noise such a shape, the network **is measured once before it is trained**, on all
+    samples, as epoch 0: the control that every curve should be compared with.
+
+    Training is bit-identical with and without it. Processes share the samples and record what one process records.
+    Where no sample is classified correctly nothing is recorded, and where the logits are NaN or infinite, NaN is.
+
+    Args:
+        players: what is masked: patches of images or features of a table.
+        every_n_epochs: measure after each epoch that it divides.
+        n_samples: of the validation set, its first ones; a ``fast_dev_run`` takes one, right or wrong.
+        only_correct: leave out samples that the network misclassifies, as the paper does (not for the control).
+        orders: m to measure, in 0..n-2; None takes all up to 16 players, else 13 over the whole range.
+        pairs: of players, for each sample: so many drawn ones, ``"all"``, or the pairs, int64 ``(P, 2)``.
+        n_contexts: for each pair and order, at least.
+        method: ``"exact"`` (all :math:`2^n` maskings), ``"sampled"``, ``"auto"`` (the cheaper) or ``"paper"``.
+        baseline: what replaces absent players; 0 is the mean of normalised data.
+        batch_size: masked inputs in a forward pass.
+        seed: of pairs and contexts; each sample has a random stream of its own.
+        dataloader: samples in a fixed order, the same on every process; None takes the validation set (the first,
+            if there are several), without shuffling.
+        unpack: from a batch to ``(argument of forward, class indices)``. None understands pairs and mappings with
+            the usual names.
+
+    Attributes:
+        history: one dict a measured epoch, with ``epoch`` (1-based; 0 is the control), ``orders``, ``strength``,
+            ``relative_strength``, ``n_samples`` and ``n_forwards``; kept in checkpoints.
+
+    Raises:
+        ValueError: at the start of fit, naming the argument: it is out of range, or there are no samples in a fixed
+            order.
+        TypeError: the batch is of an unknown kind, or has no class indices.
+    """
+
+    def __init__(
+        self,
+        players: PatchGrid | FeaturePlayers,
+        every_n_epochs: int = 1,
+        n_samples: int = 50,
+        only_correct: bool = True,
+        orders: list[int] | None = None,
+        pairs: int | Literal["all"] | Tensor = 200,
+        n_contexts: int = 100,
+        method: Literal["auto", "exact", "sampled", "paper"] = "auto",
+        baseline: float | Tensor = 0.0,
+        batch_size: int = 1024,
+        seed: int = 0,
+        dataloader: Any = None,
+        unpack: Unpack | None = None,
+    ) -> None:
+        for name, number in (("every_n_epochs", every_n_epochs), ("n_samples", n_samples)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {number}")
+        self.players = players
+        self.every_n_epochs = every_n_epochs
+        self.n_samples = n_samples
+        self.only_correct = only_correct
+        self.orders = orders
+        self.pairs = pairs
+        self.n_contexts = n_contexts
+        self.method = method
+        self.baseline = baseline
+        self.batch_size = batch_size
+        self.seed = seed
+        self.dataloader = dataloader
+        self.unpack = unpack or unpack_batch
+        self.history: list[dict[str, Any]] = []
+        self._samples: tuple[Tensor, Tensor] | None = None
+        self._seconds = 0.0
+        self._warned = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse wrong arguments before anything runs."""
+        if stage == "fit":
+            self._estimator(pl_module)
+            sampler = getattr(self.dataloader, "sampler", None)
+            if isinstance(sampler, DistributedSampler):
+                raise ValueError("`dataloader` must not have a DistributedSampler: the samples are shared out here")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the samples; measure the control, or after a resume an epoch whose measurement was not saved."""
+        self._seconds = 0.0
+        with untouched(trainer, pl_module):
+            self._samples = self._read(trainer)
+        epoch, loop = trainer.current_epoch, trainer.fit_loop
+        if trainer.global_step == 0:
+            self._measure_between_epochs(trainer, pl_module, 0)
+        elif epoch % self.every_n_epochs == 0 and (_epoch_is_over(trainer) or not loop.restarted_mid_epoch):
+            self._measure_between_epochs(trainer, pl_module, epoch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure at the end of a due epoch, in time for callbacks that watch validation metrics."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit" and _epoch_is_over(trainer):
+            self._measure_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure a due epoch at whose end there was no validation."""
+        self._measure_if_due(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the last epoch if it turned out only now to be the last (early stopping)."""
+        self._measure_between_epochs(trainer, pl_module, trainer.current_epoch)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the figure beside the logs and tell what measuring cost."""
+        if trainer.is_global_zero and self.history:
+            figure, (curves, map_) = new_figure(1, 2)
+            self.plot(curves)
+            self.plot_map(map_)
+            save_figure(figure, trainer, "interaction_strength")
+        forwards = sum(entry["n_forwards"] for entry in self.history)
+        rank_zero_info(f"interactions: {len(self.history)} measurements, {forwards:,} forwards, {self._seconds:.1f} s")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the samples."""
+        if stage == "fit":
+            self._samples = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, in plain types."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the history of the run that is resumed."""
+        self.history = state_dict["history"]
+
+    def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+        """J against order, a curve for each measured epoch: the darker the later, and the control dashed.
+
+        Args:
+            ax: to draw on; None for a new figure.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            RuntimeError: nothing was measured yet.
+        """
+        figure, ax = self._axes(ax)
+        shades = _color_map(len([entry for entry in self.history if entry["epoch"]]))
+        last = self.history[-1]["epoch"]
+        for entry in self.history:
+            place = [m / self._largest_order for m in entry["orders"]]
+            if entry["epoch"] == 0:
+                ax.plot(place, entry["relative_strength"], label="untrained", markersize=4, **STYLES[1])
+                continue
+            color = next(shades)
+            first_or_last = entry["epoch"] in (last, min(e["epoch"] for e in self.history if e["epoch"]))
+            label = f"after epoch {entry['epoch']}" if first_or_last else None
+            marker = "o" if entry["epoch"] == last else None
+            ax.plot(place, entry["relative_strength"], color=color, label=label, marker=marker, markersize=4)
+        ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+        ax.set(xlabel="order of interaction m / (n - 2)", ylabel="relative strength J", ylim=(0, None))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+        return figure, ax
+
+    def plot_map(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+        """J as a map of orders by measured epochs, light to dark.
+
+        Args:
+            ax: to draw on; None for a new figure.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            RuntimeError: nothing was measured yet.
+        """
+        figure, ax = self._axes(ax)
+        table = [entry["relative_strength"] for entry in self.history]
+        image = ax.imshow(list(zip(*table, strict=True)), origin="lower", aspect="auto", cmap="Greys")
+        every = max(1, len(table) // 8)  # more labels would run into each other
+        ax.set_xticks(range(0, len(table), every), [str(entry["epoch"]) for entry in self.history[::every]])
+        orders = self.history[-1]["orders"]
+        ax.set_yticks(range(len(orders)), [str(m) for m in orders])
+        ax.set(xlabel="epoch (0 is untrained)", ylabel=f"order of interaction m (n - 2 = {self._largest_order})")
+        figure.colorbar(image, ax=ax, label="relative strength J")
+        return figure, ax
+
+    @property
+    def _largest_order(self) -> int:
+        return self.players.n_players - 2
+
+    def _axes(self, ax: "Axes | None") -> "tuple[Figure, Axes]":
+        if not self.history:
+            raise RuntimeError("nothing to plot: `history` is empty until the first measured epoch")
+        if ax is None:
+            figure, (ax,) = new_figure(1, 1)
+            return figure, ax
+        return cast("Figure", ax.get_figure(root=True)), ax
+
+    def _estimator(self, model: nn.Module) -> MultiOrderInteraction:
+        return MultiOrderInteraction(
+            model,
+            self.players,
+            orders=self.orders,
+            pairs=self.pairs,
+            n_contexts=self.n_contexts,
+            method=self.method,
+            baseline=self.baseline,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
+    def _missing(self, epoch: int) -> bool:
+        return not any(entry["epoch"] == epoch for entry in self.history)
+
+    def _measure_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if (epoch % self.every_n_epochs == 0 or _is_last_epoch(trainer)) and self._missing(epoch):
+            logged = self._measure(trainer, pl_module, epoch)
+            pl_module.log_dict(logged, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1, batch_size=1)
+
+    def _measure_between_epochs(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        logged = self._measure(trainer, pl_module, epoch) if self._missing(epoch) else {}
+        if logged:
+            for logger in trainer.loggers:  # `self.log` would count it into the next epoch, or is refused
+                logger.log_metrics(logged, step=trainer.global_step)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> dict[str, float]:
+        """Record the strength of each order, the same on every process; returns what to log."""
+        started = time.perf_counter()
+        estimator = self._estimator(_Logits(pl_module))
+        # Apple's GPUs have no float64
+        device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        metric = RelativeInteractionStrength(estimator.orders).to(device)
+        counts = torch.zeros(3, dtype=torch.float64, device=device)  # samples measured, not finite, forwards
+        failure: Exception | None = None
+        try:
+            with untouched(trainer, pl_module):
+                x, y, ids, finite = self._share(trainer, estimator.model, epoch)
+                counts[1] = not finite
+                if len(ids) and finite:
+                    result = estimator(x, y, ids)
+                    metric.update(result.interactions.to(device))
+                    counts[0], counts[2] = len(ids), result.n_forwards
+        except Exception as error:
+            failure = error
+        # agree before the first collective: a process that fails alone would leave the others waiting
+        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+            raise failure or RuntimeError("measuring failed on another process; its error tells why")
+        samples, broken, forwards = (int(count) for count in trainer.strategy.reduce(counts, reduce_op="sum").tolist())
+        self._seconds += time.perf_counter() - started
+        if broken:
+            rank_zero_warn(f"InteractionStrength: the logits are not finite after epoch {epoch}; NaN is recorded")
+            strength = relative = [float("nan")] * len(estimator.orders)
+        elif not samples:
+            self._warn_once(f"no sample is classified correctly after epoch {epoch}: nothing is recorded")
+            return {}
+        else:
+            if not metric.update_called:  # this process had no sample; torchmetrics would warn
+                metric.update(torch.empty(0, len(estimator.orders), dtype=torch.float64, device=device))
+            computed = metric.compute()
+            strength, relative = computed["strength"].tolist(), computed["relative_strength"].tolist()
+        self.history.append(
+            {
+                "epoch": epoch,
+                "orders": list(estimator.orders),
+                "strength": strength,
+                "relative_strength": relative,
+                "n_samples": samples,
+                "n_forwards": forwards,
+            }
+        )
+        by_order = list(zip(estimator.orders, strength, relative, strict=True))
+        centroid = sum(m * j for m, _, j in by_order) / max(1, self._largest_order)
+        return {
+            **{f"interactions/J/m{m}": j for m, _, j in by_order},
+            **{f"interactions/S/m{m}": s for m, s, _ in by_order},
+            "interactions/J_centroid": centroid / (sum(j for _, _, j in by_order) or 1.0),
+            "interactions/n_forwards": float(forwards),
+        }
+
+    def _share(self, trainer: Trainer, model: nn.Module, epoch: int) -> tuple[Tensor, Tensor, list[int], bool]:
+        """Samples of this process with their classes and global indices, and whether their logits are finite."""
+        assert self._samples is not None, "read when training starts"  # noqa: S101
+        x, y = self._samples
+        ids = torch.arange(trainer.global_rank, len(y), trainer.world_size, device=y.device)
+        if not len(ids):
+            return x[ids], y[ids], [], True
+        with torch.autocast(x.device.type, enabled=False):
+            logits = torch.cat([model(x[part]) for part in ids.split(self.batch_size)])
+        if self.only_correct and epoch > 0 and not _fast_dev_run(trainer):
+            ids = ids[logits.argmax(dim=1) == y[ids]]
+        return x[ids], y[ids], ids.tolist(), bool(torch.isfinite(logits).all())
+
+    def _read(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
+        """The samples to measure on: the same ones on every process, and in every epoch."""
+        wanted = 1 if _fast_dev_run(trainer) else self.n_samples
+        loader = self.dataloader if self.dataloader is not None else _validation_set(trainer, wanted)
+        inputs, targets = [], []
+        for raw in loader:
+            # the strategy runs the stranger's own transfer hooks
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(raw))
+            x, y = self.unpack(batch)
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"interactions need one tensor per batch to mask, got {type(x).__name__}; pass `unpack`, a "
+                    "function from a batch to (tensor for forward, class indices)"
+                )
+            if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
+                found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+                raise TypeError(
+                    f"interactions need one class index per sample (integers of shape (N,)), got {found}; pass "
+                    "`unpack` to turn targets into classes"
+                )
+            inputs.append(x.detach().clone())  # a loader may reuse its memory
+            targets.append(y.long())
+            if sum(map(len, targets)) >= wanted:
+                break
+        if not targets:
+            raise ValueError("`dataloader` has no sample to measure on")
+        return torch.cat(inputs)[:wanted], torch.cat(targets)[:wanted]
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(f"InteractionStrength: {message}")
+
+
+class _Logits(nn.Module):
+    """A stranger's module, of whose output only the logits are wanted."""
+
+    def __init__(self, module: LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.module(x)
+        for tensor in tensors_in(output):
+            if tensor.ndim == 2 and tensor.is_floating_point() and len(tensor) == len(x):
+                return tensor
+        raise TypeError(
+            f"forward of {type(self.module).__name__} must return logits (N, C), alone or first among other tensors, "
+            f"got {type(output).__name__}"
+        )
+
+
+def _validation_set(trainer: Trainer, wanted: int) -> Iterable[Any]:
+    """The validation set in order; a process must not see its share alone, as the indices name the samples."""
+    loaders: Any = trainer.val_dataloaders
+    if loaders is None:  # until validation first runs, and for ever if it is switched off
+        source = trainer.fit_loop.epoch_loop.val_loop._data_source
+        loaders = source.dataloader() if source.is_defined() else None
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, Sequence):
+        loaders = loaders[0] if loaders else None
+    if loaders is None:
+        raise ValueError("there is no validation set to measure on: pass `dataloader`")
+    if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
+        raise ValueError(
+            "the validation set cannot be read in a fixed order (an iterable dataset, or not a DataLoader): pass "
+            "`dataloader`, which yields the same samples in the same order on every process"
+        )
+    size = loaders.batch_size
+    if loaders.batch_sampler is not None:  # else the dataset's items are batches
+        size = min(size or 1, wanted)
+    return DataLoader(loaders.dataset, batch_size=size, collate_fn=loaders.collate_fn)
+
+
+def _color_map(count: int) -> Any:
+    """Colours of the epochs, light to dark."""
+    from matplotlib import colormaps
+
+    start, end = _SHADES
+    step = (end - start) / max(1, count - 1)
+    return iter([colormaps["viridis"](start + k * step if count > 1 else end) for k in range(count)])
+
+
+def _fast_dev_run(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # Lightning sets it in a connector
+
+
+def _epoch_is_over(trainer: Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    steps_are_up = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return trainer.should_stop or steps_are_up or trainer.current_epoch + 1 == trainer.max_epochs
