@@ -15,13 +15,11 @@ from lit_papers.callbacks.heads import tensors_in
 from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.metrics import RelativeInteractionStrength
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid
-from lit_papers.plotting import STYLES, new_figure, save_figure
+from lit_papers.plotting import STYLES, log_scale, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_SHADES = (0.85, 0.0)  # of the colour map, first and last epoch: dark on light, so that grey tells the order too
 
 
 class InteractionStrength(Callback):
@@ -142,9 +140,10 @@ class InteractionStrength(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figure beside the logs and tell what measuring cost."""
         if trainer.is_global_zero and self.history:
-            figure, (curves, map_) = new_figure(1, 2)
-            self.plot(curves)
-            self.plot_map(map_)
+            figure, (relative, raw, over_time) = new_figure(1, 3)
+            self.plot(relative)
+            self.plot(raw, raw=True)
+            self.plot_map(over_time)
             save_figure(figure, trainer, "interaction_strength")
         forwards = sum(entry["n_forwards"] for entry in self.history)
         rank_zero_info(f"interactions: {len(self.history)} measurements, {forwards:,} forwards, {self._seconds:.1f} s")
@@ -162,11 +161,12 @@ class InteractionStrength(Callback):
         """Take up the history of the run that is resumed."""
         self.history = state_dict["history"]
 
-    def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+    def plot(self, ax: "Axes | None" = None, raw: bool = False) -> "tuple[Figure, Axes]":
         """J against order, a curve for each measured epoch: the darker the later, and the control dashed.
 
         Args:
             ax: to draw on; None for a new figure.
+            raw: draw S, the strength before it is divided by its mean, on a logarithmic axis.
 
         Returns:
             Figure and axes.
@@ -175,21 +175,23 @@ class InteractionStrength(Callback):
             RuntimeError: nothing was measured yet.
         """
         figure, ax = self._axes(ax)
-        shades = _color_map(len([entry for entry in self.history if entry["epoch"]]))
-        last = self.history[-1]["epoch"]
+        key = "strength" if raw else "relative_strength"
+        trained = [entry for entry in self.history if entry["epoch"] > 0]
         for entry in self.history:
-            place = [m / self._largest_order for m in entry["orders"]]
             if entry["epoch"] == 0:
-                ax.plot(place, entry["relative_strength"], label="untrained", markersize=4, **STYLES[1])
-                continue
-            color = next(shades)
-            first_or_last = entry["epoch"] in (last, min(e["epoch"] for e in self.history if e["epoch"]))
+                ax.plot(self._places(entry), entry[key], label="untrained", markersize=4, **STYLES[1])
+        for entry, color in zip(trained, _shades(len(trained)), strict=True):
+            first_or_last = entry is trained[0] or entry is trained[-1]
             label = f"after epoch {entry['epoch']}" if first_or_last else None
-            marker = "o" if entry["epoch"] == last else None
-            ax.plot(place, entry["relative_strength"], color=color, label=label, marker=marker, markersize=4)
-        ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
-        ax.set(xlabel="order of interaction m / (n - 2)", ylabel="relative strength J", ylim=(0, None))
-        ax.grid(alpha=0.3)
+            marker = "o" if entry is trained[-1] else None
+            ax.plot(self._places(entry), entry[key], color=color, label=label, marker=marker, markersize=4)
+        ax.set(xlabel="order of interaction m / (n - 2)", ylabel="strength S" if raw else "relative strength J")
+        if raw:
+            log_scale(ax)
+        else:
+            ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+            ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize=8)
         return figure, ax
 
@@ -219,6 +221,9 @@ class InteractionStrength(Callback):
     @property
     def _largest_order(self) -> int:
         return self.players.n_players - 2
+
+    def _places(self, entry: dict[str, Any]) -> list[float]:
+        return [m / max(1, self._largest_order) for m in entry["orders"]]
 
     def _axes(self, ax: "Axes | None") -> "tuple[Figure, Axes]":
         if not self.history:
@@ -398,13 +403,11 @@ def _validation_set(trainer: Trainer, wanted: int) -> Iterable[Any]:
     return DataLoader(loaders.dataset, batch_size=size, collate_fn=loaders.collate_fn)
 
 
-def _color_map(count: int) -> Any:
-    """Colours of the epochs, light to dark."""
+def _shades(count: int) -> list[Any]:
+    """Colours of the epochs, light to dark, so that grey tells their order too."""
     from matplotlib import colormaps
 
-    start, end = _SHADES
-    step = (end - start) / max(1, count - 1)
-    return iter([colormaps["viridis"](start + k * step if count > 1 else end) for k in range(count)])
+    return [colormaps["viridis"](0.85 * (1 - k / (count - 1)) if count > 1 else 0.0) for k in range(count)]
 
 
 def _fast_dev_run(trainer: Trainer) -> bool:
