@@ -1,7 +1,8 @@
 """Which orders of interaction a network encodes, measured while it trains."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -116,7 +117,7 @@ class InteractionStrength(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the samples; measure the control, or after a resume an epoch whose measurement was not saved."""
         self._seconds = 0.0
-        with untouched(trainer, pl_module):
+        with _same_fate(trainer), untouched(trainer, pl_module):
             self._samples = self._read(trainer)
         epoch, loop = trainer.current_epoch, trainer.fit_loop
         if trainer.global_step == 0:
@@ -269,20 +270,13 @@ class InteractionStrength(Callback):
         device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
         metric = RelativeInteractionStrength(estimator.orders).to(device)
         counts = torch.zeros(3, dtype=torch.float64, device=device)  # samples measured, not finite, forwards
-        failure: Exception | None = None
-        try:
-            with untouched(trainer, pl_module):
-                x, y, ids, finite = self._share(trainer, estimator.model, epoch)
-                counts[1] = not finite
-                if len(ids) and finite:
-                    result = estimator(x, y, ids)
-                    metric.update(result.interactions.to(device))
-                    counts[0], counts[2] = len(ids), result.n_forwards
-        except Exception as error:
-            failure = error
-        # agree before the first collective: a process that fails alone would leave the others waiting
-        if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-            raise failure or RuntimeError("measuring failed on another process; its error tells why")
+        with _same_fate(trainer), untouched(trainer, pl_module):
+            x, y, ids, finite = self._share(trainer, estimator.model, epoch)
+            counts[1] = not finite
+            if len(ids) and finite:
+                result = estimator(x, y, ids)
+                metric.update(result.interactions.to(device))
+                counts[0], counts[2] = len(ids), result.n_forwards
         samples, broken, forwards = (int(count) for count in trainer.strategy.reduce(counts, reduce_op="sum").tolist())
         self._seconds += time.perf_counter() - started
         if broken:
@@ -378,6 +372,22 @@ class _Logits(nn.Module):
             f"forward of {type(self.module).__name__} must return logits (N, C), alone or first among other tensors, "
             f"got {type(output).__name__}"
         )
+
+
+@contextmanager
+def _same_fate(trainer: Trainer) -> Iterator[None]:
+    """Raise on every process what was raised on one, which alone would leave the others waiting for it.
+
+    Raises:
+        Exception: what the body raised; RuntimeError on the other processes.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+        raise failure or RuntimeError("measuring failed on another process; its error tells why")
 
 
 def _validation_set(trainer: Trainer, wanted: int) -> Iterable[Any]:
