@@ -317,7 +317,7 @@ class InteractionStrength(Callback):
         if not len(ids):
             return x[ids], y[ids], [], True
         with torch.autocast(x.device.type, enabled=False):
-            logits = torch.cat([model(x[part]) for part in ids.split(self.batch_size)])
+            logits = torch.cat([model(x[part]) for part in torch.split(ids, self.batch_size)])
         if self.only_correct and epoch > 0 and not _fast_dev_run(trainer):
             ids = ids[logits.argmax(dim=1) == y[ids]]
         return x[ids], y[ids], ids.tolist(), bool(torch.isfinite(logits).all())

@@ -68,7 +68,7 @@ def pgd_accuracy(
         raise ValueError(f"`steps` must be >= 0, got {steps}")
     right = 0
     with _evaluating(model):
-        for clean, target in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        for clean, target in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             start = torch.rand(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
             shift = eps * (2 * start - 1)
             for _ in range(steps):
@@ -131,7 +131,7 @@ def masking_curve(
     with _evaluating(model):
         for fraction in fractions:
             keep = rank >= math.floor(fraction * n + 1e-9)  # 0.29 * 100 is a little less than 29
-            batches = zip(x.split(batch_size), keep.split(batch_size), y.split(batch_size), strict=True)
+            batches = zip(*(torch.split(tensor, batch_size) for tensor in (x, keep, y)), strict=True)
             right.append(sum(int((model(players(a, k, baseline)).argmax(dim=1) == b).sum()) for a, k, b in batches))
     return torch.tensor(right, dtype=torch.float64) / len(y)
 

@@ -110,9 +110,7 @@ class InteractionOrderLoss(nn.Module):
         u1, u2 = (self._masked_pass(model, x, keep) for keep in (smaller, larger))  # (B, C)
         return u2 - self.q * u1
 
-    def forward(
-        self, model: nn.Module, x: Tensor, target: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss times ``weight``.
 
         Args:
