@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -64,7 +65,8 @@ class Cell:
     """What one trained network came to.
 
     Attributes:
-        command: of the run, and the attack: what a finished cell must share with the one that is asked for.
+        command: options of the run, fingerprint of its configuration, and the attack: what a finished cell must
+            share with the one that is asked for.
         bias: a key of `ORDER_BIAS`.
         seed: of weights, batches and masks.
         test_accuracy: on all test samples.
@@ -116,13 +118,17 @@ def run_cell(config: str, bias: str, seed: int, folder: Path, attack: Attack, ov
         The results.
 
     Raises:
-        ValueError: the folder holds a cell of other settings, or the configuration measures no interactions.
+        ValueError: the folder holds a cell of other settings, there is no such configuration, or it measures no
+            interactions.
         MissingDataError: the data are missing.
     """
     ranges = {mode: list(ORDER_BIAS[bias].get(mode, [])) or "null" for mode in ("encourage", "penalize")}
+    path = catalog.find_config(config) or Path(config)
+    if not path.is_file():
+        raise ValueError(f"--config {config}: no such file, and no shipped configuration of that name")
     arguments = [
         "fit",
-        f"--config={catalog.find_config(config) or config}",
+        f"--config={path}",
         f"--seed_everything={seed}",
         *(f"--model.{mode}={range_}" for mode, range_ in ranges.items()),
         "--trainer.logger=CSVLogger",
@@ -133,7 +139,8 @@ def run_cell(config: str, bias: str, seed: int, folder: Path, attack: Attack, ov
         "--trainer.enable_model_summary=false",
         *overrides,
     ]
-    command = f"{shlex.join([f'--config={config}', *arguments[2:5], *overrides])} {attack}"
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # the file may change between two calls
+    command = f"{shlex.join([f'--config={config}', *arguments[2:5], *overrides])} {content} {attack}"
     finished = folder / "cell.json"
     if finished.is_file():
         cell = Cell(**json.loads(finished.read_text()))

@@ -90,6 +90,17 @@ def test_a_cell_of_other_settings_is_not_taken_for_this_one(tiny: str, tmp_path:
         run_cell(tiny, "normal", 0, folder, Attack())
 
 
+def test_a_changed_configuration_makes_another_cell(tiny: str, tmp_path: Path) -> None:
+    attack = Attack(eps=0.1, steps=1, samples=5)
+    run_cell(tiny, "normal", 0, tmp_path / "normal_0", attack)
+    run_cell(tiny, "normal", 0, tmp_path / "normal_0", attack)
+    Path(tiny).write_text(Path(tiny).read_text().replace("lr: 0.05", "lr: 0.01"))
+    with pytest.raises(ValueError, match="made by other settings"):
+        run_cell(tiny, "normal", 0, tmp_path / "normal_0", attack)
+    with pytest.raises(ValueError, match="--config nothing: no such file, and no shipped configuration"):
+        run_cell("nothing", "normal", 0, tmp_path / "normal_1", attack)
+
+
 def test_a_cell_depends_on_its_seed_alone(tiny: str, tmp_path: Path) -> None:
     attack = Attack(eps=0.1, steps=2, samples=10)
     one, two = (run_cell(tiny, "high", 3, tmp_path / name / "high_3", attack) for name in ("a", "b"))
