@@ -108,7 +108,9 @@ class InteractionOrderLoss(nn.Module):
         """
         smaller, larger = nested_masks(len(x), self.players.n_players, self.s1, self.s2, generator, x.device)  # (B, n)
         u1, u2 = (self._masked_pass(model, x, keep) for keep in (smaller, larger))  # (B, C)
-        return u2 - self.q * u1
+        # under mixed precision logits are rounded already; their difference need not be
+        wide = torch.promote_types(u1.dtype, torch.float32)
+        return u2.to(wide) - self.q * u1.to(wide)
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss times ``weight``.

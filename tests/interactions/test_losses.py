@@ -248,7 +248,9 @@ def test_the_baseline_replaces_what_is_absent_and_moves_with_the_loss() -> None:
     assert "baseline" not in loss.state_dict()
     x = torch.full((2, 4), 10.0, dtype=torch.float64)
     assert loss.delta_u(Sum(), x)[:, 0].tolist() == [30.0, 30.0]
-    assert loss.half().delta_u(Sum(), x.half())[:, 0].tolist() == [30.0, 30.0]
+    halved = loss.half().delta_u(Sum(), x.half())
+    assert halved[:, 0].tolist() == [30.0, 30.0]
+    assert halved.dtype == torch.float32, "half precision would round the difference too"
 
 
 @pytest.mark.parametrize(
