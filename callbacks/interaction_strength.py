@@ -1,7 +1,7 @@
 """Which orders of interaction a network encodes, measured while it trains."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DistributedSampler
 
+from lit_papers.callbacks.first_samples import first_samples
 from lit_papers.callbacks.guest import Unpack, unpack_batch, untouched
 from lit_papers.callbacks.heads import tensors_in
 from lit_papers.interactions.estimator import MultiOrderInteraction
@@ -104,25 +105,27 @@ class InteractionStrength(Callback):
         self.history: list[dict[str, Any]] = []
         self._samples: tuple[Tensor, Tensor] | None = None
         self._seconds = 0.0
+        self._forwards = 0
         self._warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse wrong arguments before anything runs."""
         if stage == "fit":
             self._estimator(pl_module)
-            sampler = getattr(self.dataloader, "sampler", None)
-            if isinstance(sampler, DistributedSampler):
+            if isinstance(getattr(self.dataloader, "sampler", None), DistributedSampler):
                 raise ValueError("`dataloader` must not have a DistributedSampler: the samples are shared out here")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the samples; measure the control, or after a resume an epoch whose measurement was not saved."""
-        self._seconds = 0.0
+        self._seconds, self._forwards = 0.0, 0
+        wanted = 1 if _fast_dev_run(trainer) else self.n_samples
         with _same_fate(trainer), untouched(trainer, pl_module):
-            self._samples = self._read(trainer)
-        epoch, loop = trainer.current_epoch, trainer.fit_loop
+            self._samples = first_samples(trainer, wanted, self.dataloader, self.unpack)
         if trainer.global_step == 0:
             self._measure_between_epochs(trainer, pl_module, 0)
-        elif epoch % self.every_n_epochs == 0 and (_epoch_is_over(trainer) or not loop.restarted_mid_epoch):
+            return
+        epoch, at_its_end = trainer.current_epoch, _epoch_is_over(trainer) or not trainer.fit_loop.restarted_mid_epoch
+        if epoch > 0 and at_its_end and epoch % self.every_n_epochs == 0:
             self._measure_between_epochs(trainer, pl_module, epoch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,7 +139,8 @@ class InteractionStrength(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the last epoch if it turned out only now to be the last (early stopping)."""
-        self._measure_between_epochs(trainer, pl_module, trainer.current_epoch)
+        if trainer.current_epoch > 0:
+            self._measure_between_epochs(trainer, pl_module, trainer.current_epoch)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figure beside the logs and tell what measuring cost."""
@@ -146,8 +150,7 @@ class InteractionStrength(Callback):
             self.plot(raw, raw=True)
             self.plot_map(over_time)
             save_figure(figure, trainer, "interaction_strength")
-        forwards = sum(entry["n_forwards"] for entry in self.history)
-        rank_zero_info(f"interactions: {len(self.history)} measurements, {forwards:,} forwards, {self._seconds:.1f} s")
+        rank_zero_info(f"interactions: {self._forwards:,} forwards in {self._seconds:.1f} s")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the samples."""
@@ -278,6 +281,7 @@ class InteractionStrength(Callback):
                 metric.update(result.interactions.to(device))
                 counts[0], counts[2] = len(ids), result.n_forwards
         samples, broken, forwards = (int(count) for count in trainer.strategy.reduce(counts, reduce_op="sum").tolist())
+        self._forwards += forwards
         self._seconds += time.perf_counter() - started
         if broken:
             rank_zero_warn(f"InteractionStrength: the logits are not finite after epoch {epoch}; NaN is recorded")
@@ -322,34 +326,6 @@ class InteractionStrength(Callback):
             ids = ids[logits.argmax(dim=1) == y[ids]]
         return x[ids], y[ids], ids.tolist(), bool(torch.isfinite(logits).all())
 
-    def _read(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
-        """The samples to measure on: the same ones on every process, and in every epoch."""
-        wanted = 1 if _fast_dev_run(trainer) else self.n_samples
-        loader = self.dataloader if self.dataloader is not None else _validation_set(trainer, wanted)
-        inputs, targets = [], []
-        for raw in loader:
-            # the strategy runs the stranger's own transfer hooks
-            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(raw))
-            x, y = self.unpack(batch)
-            if not isinstance(x, Tensor):
-                raise TypeError(
-                    f"interactions need one tensor per batch to mask, got {type(x).__name__}; pass `unpack`, a "
-                    "function from a batch to (tensor for forward, class indices)"
-                )
-            if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
-                found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-                raise TypeError(
-                    f"interactions need one class index per sample (integers of shape (N,)), got {found}; pass "
-                    "`unpack` to turn targets into classes"
-                )
-            inputs.append(x.detach().clone())  # a loader may reuse its memory
-            targets.append(y.long())
-            if sum(map(len, targets)) >= wanted:
-                break
-        if not targets:
-            raise ValueError("`dataloader` has no sample to measure on")
-        return torch.cat(inputs)[:wanted], torch.cat(targets)[:wanted]
-
     def _warn_once(self, message: str) -> None:
         if not self._warned:
             self._warned = True
@@ -388,29 +364,6 @@ def _same_fate(trainer: Trainer) -> Iterator[None]:
         failure = error
     if not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
         raise failure or RuntimeError("measuring failed on another process; its error tells why")
-
-
-def _validation_set(trainer: Trainer, wanted: int) -> Iterable[Any]:
-    """The validation set in order; a process must not see its share alone, as the indices name the samples."""
-    loaders: Any = trainer.val_dataloaders
-    if loaders is None:  # until validation first runs, and for ever if it is switched off
-        source = trainer.fit_loop.epoch_loop.val_loop._data_source
-        loaders = source.dataloader() if source.is_defined() else None
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, Sequence):
-        loaders = loaders[0] if loaders else None
-    if loaders is None:
-        raise ValueError("there is no validation set to measure on: pass `dataloader`")
-    if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
-        raise ValueError(
-            "the validation set cannot be read in a fixed order (an iterable dataset, or not a DataLoader): pass "
-            "`dataloader`, which yields the same samples in the same order on every process"
-        )
-    size = loaders.batch_size
-    if loaders.batch_sampler is not None:  # else the dataset's items are batches
-        size = min(size or 1, wanted)
-    return DataLoader(loaders.dataset, batch_size=size, collate_fn=loaders.collate_fn)
 
 
 def _shades(count: int) -> list[Any]:
