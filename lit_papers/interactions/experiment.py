@@ -260,8 +260,8 @@ def comparison_figure(cells: Sequence[Cell]) -> Figure:
             name = label if position == 0 else None
             accuracy.plot([position], [middle], marker, color=color, markersize=9, fillstyle="none", label=name)
     accuracy.set_xticks(range(len(groups)), list(groups))
-    accuracy.set(xlabel="bias", ylabel="accuracy", ylim=(0, 1), xlim=(-0.5, len(groups) - 0.5))
-    accuracy.legend(fontsize=8)
+    accuracy.set(xlabel="bias", ylabel="accuracy", ylim=(0, 1.05), xlim=(-0.5, len(groups) - 0.5))
+    accuracy.legend(fontsize=8, loc="center")
     for axis in (relative, raw, accuracy):
         axis.grid(alpha=0.3, which="both")
     return figure

@@ -17,7 +17,9 @@ from tests import guest
 GUESTS: dict[str, guest.MakeCallbacks] = {
     "NeuralCollapse": lambda: [NeuralCollapse()],
     "CentralPath": lambda: [CentralPath()],
-    "InteractionStrength": lambda: [InteractionStrength(FeaturePlayers(10), n_samples=5, n_contexts=2, pairs=4)],
+    "InteractionStrength": lambda: [
+        InteractionStrength(FeaturePlayers(10), n_samples=3, n_contexts=2, pairs=4, orders=[0, 4])
+    ],
     "both": lambda: [CentralPath(epochs=2), NeuralCollapse(epochs=[1, 3, 4])],
 }
 # by tests of their own, as the stranger's project needs a certain strategy for them
