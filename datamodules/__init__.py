@@ -1,5 +1,6 @@
 """Data modules: embedded, local or downloaded data, one file per family."""
 
+from lit_papers.datamodules.adult import Adult
 from lit_papers.datamodules.digits import Digits
 from lit_papers.datamodules.image_folder import ImageFolder
 from lit_papers.datamodules.images import CorruptDataError, ImageDataModule
@@ -7,6 +8,7 @@ from lit_papers.datamodules.local_sgd import Components, Sharded
 from lit_papers.datamodules.mnist import MNIST, FashionMNIST
 from lit_papers.datamodules.speech_commands import SpeechCommands
 from lit_papers.datamodules.spoken_digits import SpokenDigits
+from lit_papers.datamodules.tiny_imagenet import TinyImageNet
 from lit_papers.datamodules.torchvision_sets import CIFAR10, CIFAR100, STL10, SVHN
 from lit_papers.locations import MissingDataError
 
@@ -16,6 +18,7 @@ __all__ = [
     "MNIST",
     "STL10",
     "SVHN",
+    "Adult",
     "Components",
     "CorruptDataError",
     "Digits",
@@ -26,4 +29,5 @@ __all__ = [
     "Sharded",
     "SpeechCommands",
     "SpokenDigits",
+    "TinyImageNet",
 ]

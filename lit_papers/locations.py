@@ -201,7 +201,9 @@ def is_present(name: str, root: str | Path | None = None) -> bool | None:
         return True  # made by the model
     if name == "Digits":
         return find_spec("sklearn") is not None
-    if name == "ImageFolder":
+    if name == "Adult":
+        return find_spec("shapiq") is not None
+    if name in ("ImageFolder", "TinyImageNet"):
         return bool(root) and Path(str(root)).expanduser().exists()
     if name not in LAYOUTS and name not in TREES:
         return None

@@ -9,13 +9,17 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from lit_papers.callbacks import CentralPath, NeuralCollapse
+from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollapse
 from lit_papers.callbacks.feature_pass import Measurement
+from lit_papers.interactions.players import FeaturePlayers
 from tests import guest
 
 GUESTS: dict[str, guest.MakeCallbacks] = {
     "NeuralCollapse": lambda: [NeuralCollapse()],
     "CentralPath": lambda: [CentralPath()],
+    "InteractionStrength": lambda: [
+        InteractionStrength(FeaturePlayers(10), n_samples=3, n_contexts=2, pairs=4, orders=[0, 4])
+    ],
     "both": lambda: [CentralPath(epochs=2), NeuralCollapse(epochs=[1, 3, 4])],
 }
 # by tests of their own, as the stranger's project needs a certain strategy, or certain layers, for them

@@ -1,0 +1,412 @@
+"""InteractionStrength: what it records, of which samples, when, and what it refuses."""
+
+import csv
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+from lit_papers.callbacks import InteractionStrength
+from lit_papers.interactions.estimator import MultiOrderInteraction
+from lit_papers.interactions.players import FeaturePlayers, PatchGrid
+from tests.callbacks.small import Small, fit, mlp, pairs
+
+FEATURES = 5
+
+
+class Project(Small):
+    """Somebody's classifier with a validation loop; it begins with the same weights each time."""
+
+    def __init__(self, network: nn.Module | None = None, **sgd: Any) -> None:
+        torch.manual_seed(1)
+        super().__init__(network or mlp(inputs=FEATURES), nn.CrossEntropyLoss(), **sgd)
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.log("accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(pairs(inputs=FEATURES), batch_size=7)
+
+
+def strength(**arguments: Any) -> InteractionStrength:
+    defaults: dict[str, Any] = {"players": FeaturePlayers(FEATURES), "n_samples": 9, "pairs": "all", "method": "exact"}
+    return InteractionStrength(**{**defaults, **arguments})
+
+
+def train(callback: Callback, module: LightningModule | None = None, **options: Any) -> Trainer:
+    seed_everything(1)
+    return fit(module or Project(), [callback, *options.pop("callbacks", [])], **options)
+
+
+def test_it_records_what_the_estimator_finds_of_the_same_samples() -> None:
+    callback = strength(only_correct=False)
+    module = Project()
+    trainer = train(callback, module)
+    x, y = (tensor[:9] for tensor in pairs(inputs=FEATURES).tensors)
+    result = MultiOrderInteraction(module, FeaturePlayers(FEATURES), pairs="all", method="exact")(x, y)
+    last = callback.history[-1]
+    assert last["orders"] == [0, 1, 2, 3]
+    assert last["strength"] == pytest.approx(result.interactions.abs().mean(dim=(0, 1)).tolist(), rel=1e-12)
+    assert sum(last["relative_strength"]) == pytest.approx(4)
+    assert (last["n_samples"], last["n_forwards"]) == (9, 9 * 2**FEATURES)
+    logged = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("interactions")}
+    expected = {
+        **{f"interactions/J/m{m}": j for m, j in enumerate(last["relative_strength"])},
+        **{f"interactions/S/m{m}": s for m, s in enumerate(last["strength"])},
+        "interactions/J_centroid": sum(m * j for m, j in enumerate(last["relative_strength"])) / 4 / 3,
+        "interactions/n_forwards": 9 * 2**FEATURES,
+    }
+    assert logged == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_control_is_the_untrained_network_with_all_samples() -> None:
+    seed_everything(1)
+    untrained = Project()
+    x, y = (tensor[:9] for tensor in pairs(inputs=FEATURES).tensors)
+    result = MultiOrderInteraction(untrained, FeaturePlayers(FEATURES), pairs="all", method="exact")(x, y)
+    callback = strength()
+    train(callback, untrained)
+    control = callback.history[0]
+    assert (control["epoch"], control["n_samples"]) == (0, 9)
+    assert control["strength"] == pytest.approx(result.interactions.abs().mean(dim=(0, 1)).tolist(), rel=1e-12)
+    assert [entry["epoch"] for entry in callback.history] == [0, 1, 2]
+
+
+def mostly_class_0() -> nn.Linear:
+    """Says class 0 to everything; a third of the samples are of it."""
+    network = nn.Linear(FEATURES, 3)
+    with torch.no_grad():
+        network.weight.mul_(1e-3)
+        network.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    return network
+
+
+def test_misclassified_samples_are_left_out() -> None:
+    callback = strength(n_samples=12)
+    train(callback, Project(mostly_class_0(), lr=0.0))
+    assert [entry["n_samples"] for entry in callback.history] == [12, 4, 4]
+
+
+def test_nothing_right_records_nothing_and_warns_once() -> None:
+    class AllWrong(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 1e-3 + torch.tensor([0.0, 0.0, 0.0, 9.0])
+
+    callback = strength()
+    with pytest.warns(UserWarning, match="no sample is classified correctly") as warned:
+        trainer = train(callback, Project(AllWrong(FEATURES, 4), lr=0.0), max_epochs=3)
+    assert len([w for w in warned if "classified correctly" in str(w.message)]) == 1
+    assert [entry["epoch"] for entry in callback.history] == [0]
+    assert not any(key.startswith("interactions") for key in trainer.callback_metrics)
+
+
+def test_a_diverged_network_records_nan_and_training_goes_on() -> None:
+    class Diverging(Project):
+        def on_train_batch_end(self, *_: Any) -> None:
+            nn.init.constant_(self.network[-1].bias, float("nan"))
+
+    module, callback = Diverging(), strength()
+    with pytest.warns(UserWarning, match="logits are not finite after epoch 1"):
+        trainer = train(callback, module)
+    assert trainer.current_epoch == 2
+    assert all(value != value for value in callback.history[-1]["relative_strength"])
+    callback.plot()
+    callback.plot_map()
+
+
+@pytest.mark.parametrize(
+    ("every", "options", "epochs"),
+    [
+        (1, {"max_epochs": 3}, [0, 1, 2, 3]),
+        (2, {"max_epochs": 5}, [0, 2, 4, 5]),
+        (2, {"max_epochs": 4, "check_val_every_n_epoch": 3}, [0, 2, 4]),
+        (1, {"max_epochs": 2, "val_check_interval": 0.3}, [0, 1, 2]),
+        (1, {"max_epochs": 2, "limit_val_batches": 0}, [0, 1, 2]),
+        (1, {"max_epochs": 2, "num_sanity_val_steps": 0}, [0, 1, 2]),
+        (1, {"max_epochs": -1, "max_steps": 5}, [0, 1, 2]),
+        (3, {"max_epochs": 2, "fast_dev_run": True}, [0, 1]),
+    ],
+)
+def test_when_it_measures(every: int, options: dict[str, Any], epochs: list[int]) -> None:
+    callback = strength(every_n_epochs=every)
+    train(callback, **options)
+    assert [entry["epoch"] for entry in callback.history] == epochs
+
+
+def test_the_last_epoch_counts_also_after_early_stopping() -> None:
+    callback = strength(every_n_epochs=50)
+    stop = EarlyStopping("accuracy", mode="max", patience=1, min_delta=2.0)
+    trainer = train(callback, max_epochs=50, callbacks=[stop])
+    assert 0 < trainer.current_epoch < 50
+    assert [entry["epoch"] for entry in callback.history] == [0, trainer.current_epoch]
+
+
+def test_another_callback_can_watch_it(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, monitor="interactions/J/m0", mode="min")
+    train(strength(), callbacks=[best], enable_checkpointing=True)
+    assert best.best_model_score is not None
+
+
+def test_validating_alone_measures_nothing() -> None:
+    callback = strength()
+    trainer = train(callback, max_epochs=1)
+    trainer.validate(Project(), verbose=False)
+    assert [entry["epoch"] for entry in callback.history] == [0, 1]
+
+
+def test_the_control_survives_a_resume_and_is_not_measured_on_trained_weights(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    whole = strength()
+    train(whole, callbacks=[saver], enable_checkpointing=True, max_epochs=3)
+    resumed, newcomer = strength(), strength(only_correct=False)
+    for callback in (resumed, newcomer):
+        trainer = Trainer(
+            max_epochs=3, callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+        if callback is newcomer:  # attached to a run that was not watched so far
+            checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+            checkpoint["callbacks"] = {}
+            torch.save(checkpoint, tmp_path / "epoch=0.ckpt")
+        data = DataLoader(pairs(inputs=FEATURES), batch_size=8)
+        trainer.fit(Project(), data, ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
+    assert resumed.history == whole.history
+    assert [entry["epoch"] for entry in newcomer.history] == [1, 2, 3]
+
+
+def test_two_processes_with_fewer_samples_than_processes(tmp_path: Path) -> None:
+    """The second process has nothing to do, and must not be missing where numbers are summed."""
+    histories = []
+    for processes in (1, 2):
+        callback = strength(n_samples=1, only_correct=False)
+        target = tmp_path / f"{processes}.pt"
+
+        class Save(Callback):
+            def on_fit_end(
+                self, trainer: Trainer, pl_module: LightningModule, of: Any = callback, to: Path = target
+            ) -> None:
+                if trainer.global_rank == trainer.world_size - 1:
+                    torch.save(of.history, to)
+
+        strategy = DDPStrategy(process_group_backend="gloo", start_method="fork") if processes == 2 else "auto"
+        train(
+            callback, Project(lr=0.0), devices=processes, strategy=strategy, callbacks=[Save()], max_epochs=1,
+        )  # fmt: skip
+        histories.append(torch.load(target, weights_only=True))
+    assert histories[0] == histories[1]
+    assert histories[1][0]["n_samples"] == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", ["reading", "measuring"])
+def test_a_failure_on_one_process_does_not_hang_the_other(place: str) -> None:
+    class Disk(FeaturePlayers):
+        def __call__(self, *arguments: Any) -> Tensor:
+            fail_on_rank_1()
+            return super().__call__(*arguments)
+
+    def fail_on_rank_1(batch: Any = None) -> Any:
+        if torch.distributed.get_rank() == 1:
+            raise OSError("disk of rank 1")
+        return batch
+
+    callback = strength(unpack=fail_on_rank_1) if place == "reading" else strength(players=Disk(FEATURES))
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    with pytest.raises(Exception, match=r"disk of rank 1|measuring failed on another process"):
+        train(callback, devices=2, strategy=strategy)
+    assert not multiprocessing.active_children()
+
+
+def test_a_sample_is_named_by_its_place_in_the_validation_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by its place among the correct ones, as its pairs and contexts are drawn from the name."""
+    measured = []
+
+    class Recording(MultiOrderInteraction):
+        def __call__(self, x: Tensor, y: Tensor, ids: Any = None) -> Any:
+            measured.append(list(ids))
+            return super().__call__(x, y, ids)
+
+    monkeypatch.setattr("lit_papers.callbacks.interaction_strength.MultiOrderInteraction", Recording)
+    train(strength(n_samples=12), Project(mostly_class_0(), lr=0.0), max_epochs=1)
+    assert measured == [list(range(12)), [0, 3, 6, 9]]
+
+
+def test_images_dict_batches_and_several_outputs() -> None:
+    class Pictures(Project):
+        def __init__(self) -> None:
+            super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 4)))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"mask": x, "logits": self.network(x), "again": self.network(x)}
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return self.loss(self(batch["image"])["logits"], batch["label"])
+
+        def validation_step(self, batch: Any, _: int) -> None: ...
+
+        def train_dataloader(self) -> Any:
+            x = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+            return DataLoader([{"image": a, "label": k % 4, "name": str(k)} for k, a in enumerate(x)], batch_size=4)
+
+        val_dataloader = train_dataloader
+
+    callback = strength(players=PatchGrid(2), only_correct=False)
+    seed_everything(0)
+    trainer = Trainer(
+        max_epochs=1, callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Pictures())
+    assert callback.history[-1]["orders"] == [0, 1, 2]
+
+
+def test_a_batch_that_is_a_sentence_of_the_users_own() -> None:
+    class Odd(Project):
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return super().training_step(batch[1:3], index)
+
+        def validation_step(self, batch: Any, _: int) -> None: ...
+
+        def val_dataloader(self) -> Any:
+            x, y = pairs(inputs=FEATURES).tensors
+            return DataLoader(TensorDataset(torch.arange(len(y)), x, y), batch_size=8)
+
+    x, y = pairs(inputs=FEATURES).tensors
+    data = DataLoader(TensorDataset(torch.arange(len(y)), x, y), batch_size=8)
+    with pytest.raises(TypeError, match="pass `unpack`"):
+        train(strength(), Odd(), data=data)
+    callback = strength(unpack=lambda batch: (batch[1], batch[2]))
+    train(callback, Odd(), data=data)
+    assert len(callback.history) == 3
+
+
+def test_soft_targets_and_nested_inputs_are_refused() -> None:
+    x, y = pairs(inputs=FEATURES).tensors
+    soft = DataLoader(TensorDataset(x, nn.functional.one_hot(y).float()), batch_size=8)
+    with pytest.raises(TypeError, match=r"integers .* got torch.float32 of shape \(8, 3\); pass `unpack`"):
+        train(strength(dataloader=soft))
+    nested = [((x, x), y)]
+    with pytest.raises(TypeError, match="one tensor per batch to mask, got tuple; pass `unpack`"):
+        train(strength(dataloader=nested))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(pairs(inputs=FEATURES))
+
+
+@pytest.mark.parametrize("validation", ["stream", "list", "none"])
+def test_data_without_a_fixed_order_need_the_argument(validation: str) -> None:
+    class Data(Project):
+        def val_dataloader(self) -> Any:
+            return {"stream": DataLoader(Stream(), batch_size=8), "list": [], "none": []}[validation]
+
+    loader = DataLoader(pairs(inputs=FEATURES), batch_size=4)
+    complaint = "cannot be read in a fixed order" if validation == "stream" else "no validation set"
+    with pytest.raises(ValueError, match=f"{complaint}.*pass `dataloader`"):
+        train(strength(), Data(), limit_val_batches=0 if validation == "none" else 1.0)
+    callback, usual = strength(dataloader=loader), strength()
+    train(callback, Data(), limit_val_batches=0)
+    train(usual, limit_val_batches=0)
+    assert callback.history == usual.history
+
+
+def test_several_validation_sets_and_shuffled_ones() -> None:
+    """The first set counts, in its own order."""
+
+    class Two(Project):
+        def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> None: ...
+
+        def val_dataloader(self) -> Any:
+            return [DataLoader(pairs(inputs=FEATURES), batch_size=7, shuffle=True), DataLoader(Stream())]
+
+    two, usual = strength(), strength()
+    train(two, Two())
+    train(usual)
+    assert two.history[0] == usual.history[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"every_n_epochs": 0}, "`every_n_epochs` must be at least 1, got 0"),
+        ({"n_samples": 0}, "`n_samples` must be at least 1, got 0"),
+        ({"n_contexts": 0}, "n_contexts"),
+        ({"orders": [4]}, "4"),
+        ({"dataloader": []}, "`dataloader` has no sample"),
+        (
+            {"dataloader": DataLoader(pairs(), sampler=DistributedSampler(pairs(), 1, 0))},
+            "`dataloader` must not have a DistributedSampler",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        train(strength(**arguments))
+
+
+def test_a_forward_without_logits_is_told() -> None:
+    class Loss(Project):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).sum()
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return self(batch[0])
+
+        def validation_step(self, batch: Any, _: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"forward of Loss must return logits \(N, C\).* got Tensor"):
+        train(strength(), Loss())
+
+
+def test_figure_and_logs_lie_in_the_folder_of_the_run(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="run", version="")
+    train(strength(), logger=logger)
+    assert (tmp_path / "run/interaction_strength.png").stat().st_size > 10_000
+    with (tmp_path / "run/metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["interactions/J/m0"]]
+    assert [row["step"] for row in rows] == ["0", "2", "5"], "the control, and the two epochs"
+
+
+def test_plots_say_what_they_show() -> None:
+    callback = strength()
+    with pytest.raises(RuntimeError, match="`history` is empty"):
+        callback.plot()
+    train(callback, max_epochs=3)
+    figure, axis = callback.plot()
+    assert axis.get_xlabel() == "order of interaction m / (n - 2)"
+    assert axis.get_ylabel() == "relative strength J"
+    assert len([line for line in axis.lines if len(line.get_xdata()) == 4]) == 4
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["untrained", "after epoch 1", "after epoch 3"]
+    assert list(axis.lines[0].get_xdata()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    lightness = [sum(line.get_color()[:3]) for line in axis.lines[1:4]]
+    assert lightness == sorted(lightness, reverse=True), "grey tells the order of the epochs too"
+    same, raw = callback.plot(axis, raw=True)
+    assert same is figure
+    assert raw.get_ylabel() == "strength S"
+    _, over_time = callback.plot_map()
+    assert over_time.get_xlabel() == "epoch (0 is untrained)"
+    assert over_time.images[0].get_array().shape == (4, 4)
+
+
+def test_its_arguments_can_stand_in_yaml() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--callback", type=Callback)
+    players = {"class_path": "lit_papers.interactions.players.PatchGrid", "init_args": {"grid": [2, 3]}}
+    for pairs_ in ("all", 7):
+        given = {
+            "class_path": "lit_papers.callbacks.InteractionStrength",
+            "init_args": {"players": players, "orders": [0, 2], "pairs": pairs_, "method": "paper"},
+        }
+        built = parser.instantiate_classes(parser.parse_object({"callback": given})).callback
+        assert (built.players.n_players, built.orders, built.pairs) == (6, [0, 2], pairs_)
