@@ -6,11 +6,13 @@ with players taken away ("top-down"). Equal coalitions are found by keys, withou
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 _COALITIONS = 4  # S, S + i, S + j, S + ij
+_PERMUTATIONS = 12
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def enumerated(n: int, pairs: Tensor, order: int, index: int) -> Plan:
         bases, base = torch.zeros(1, n, dtype=torch.bool), torch.zeros(len(pairs), dtype=torch.int64)
         pair = torch.arange(len(pairs))
     else:
-        chosen = torch.combinations(torch.arange(n - 2), order)  # (contexts, m)
+        # not torch.combinations, which lists all (n - 2)**m tuples first
+        chosen = torch.tensor(list(combinations(range(n - 2), order)))  # (contexts, m)
         others = _others(n, pairs)  # (P, n - 2)
         members = others[:, chosen].reshape(-1, order)  # (P * contexts, m)
         bases = torch.zeros(len(members), n, dtype=torch.bool).scatter_(1, members, True)
@@ -164,7 +167,8 @@ def blocks(n: int, pairs: Tensor, order: int, index: int, contexts: int, generat
         generator: of the permutations.
     """
     size = min(order, n - 2 - order)
-    each = n // size  # blocks in a permutation
+    # blocks in a permutation: few enough that a pair's contexts come from a dozen, or its error could not be told
+    each = min(n // size, max(1, contexts // _PERMUTATIONS))
     # the share of blocks that leaves a pair alone, and so how many permutations a pair will need
     free = (n - size) * (n - size - 1) / (n * (n - 1))
     count = torch.zeros(len(pairs), dtype=torch.int64)
