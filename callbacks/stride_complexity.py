@@ -129,6 +129,8 @@ class StrideComplexity(Callback):
         if not self.history:
             raise RuntimeError("nothing to plot: `history` is empty until the first training batch")
         figure, (left, middle, right) = new_figure(1, 3)
+        from matplotlib.ticker import MaxNLocator  # after `new_figure`, which says what to install
+
         steps = [entry["step"] for entry in self.history]
         keys = [key for entry in self.history[:1] for key in entry if "/stride_" in key]
         names = list(dict.fromkeys(key.split("/")[1] for key in keys))
@@ -142,7 +144,7 @@ class StrideComplexity(Callback):
         left.set(xlabel="optimizer step", ylabel="stride")
         left.legend(fontsize="x-small")
         middle.set(xlabel="optimizer step", ylabel="map size behind the layer (points)")
-        middle.yaxis.get_major_locator().set_params(integer=True)
+        middle.yaxis.set_major_locator(MaxNLocator(integer=True))
         right.plot(steps, [entry[_GMACS] for entry in self.history], color="black")
         right.set(xlabel="optimizer step", ylabel=r"cost of a sample ($10^9$ multiply-adds)")
         right.set_ylim(bottom=0)

@@ -52,7 +52,7 @@ def find_config(name: str) -> Path | None:
 
 
 def near_names(name: str) -> list[str]:
-    """Shipped names that resemble ``name``, best first; at most three.
+    """Shipped names that resemble ``name``, best first; three, or all that end alike.
 
     >>> near_names("neural_colapse/digit")[0]
     'neural_collapse/digits'
@@ -60,7 +60,8 @@ def near_names(name: str) -> list[str]:
     wanted = name.removesuffix(".yaml")
     # people forget the paper as often as they misspell it
     by_last_part = [known for known in config_names() if known.split("/")[-1] == wanted]
-    return (by_last_part + difflib.get_close_matches(wanted, config_names(), n=3, cutoff=0.5))[:3]
+    close = difflib.get_close_matches(wanted, config_names(), n=3, cutoff=0.5)
+    return (by_last_part + close)[: max(3, len(by_last_part))]
 
 
 def describe(name: str) -> ShippedConfig:

@@ -26,6 +26,7 @@ class CostCounter:
             name, of its last call.
         input_sizes: likewise of their inputs.
 
+    >>> import torch
     >>> with CostCounter(nn.Linear(3, 5)) as cost:
     ...     _ = cost.module(torch.zeros(7, 3))
     >>> cost.macs
