@@ -1,5 +1,6 @@
 """What the data sets share that are known by name: where they are found, and how they are fetched."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -75,23 +76,7 @@ class NamedImages(ImageDataModule[ImageArrays]):
 
     def prepare_data(self) -> None:
         """Make sure that the data are there, or fetch them if asked to; Lightning calls this once a node."""
-        try:
-            find_data(self.name, self.root)
-        except MissingDataError:
-            if not self.download:
-                raise
-        else:
-            return
-        target = own_place(self.root)
-        if target is None:
-            raise ValueError(
-                f"`download` is true, but there is no folder to put {self.name} in: give `root` "
-                f"(--data.root=FOLDER) or set ${ENVIRONMENT_VARIABLE}"
-            )
-        try:
-            self.fetch(target)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError, torchvision raises RuntimeError
-            raise RuntimeError(f"{self.name} could not be downloaded into {target}: {error}") from error
+        find_or_fetch(self.name, self.root, find_data, self.fetch if self.download else None)
 
     def load(self) -> Splits[ImageArrays]:
         """Read the files and hold a part of the training images out."""
@@ -105,3 +90,42 @@ class NamedImages(ImageDataModule[ImageArrays]):
         )
         test = ImageArrays(*self.read(folder, train=False), self.mean, self.std)
         return Splits(everything.subset(train), everything.subset(val), test)
+
+
+def find_or_fetch(
+    name: str,
+    root: str | Path | None,
+    find: Callable[[str, str | Path | None], Path],
+    fetch: Callable[[Path], None] | None,
+) -> None:
+    """Make sure that the files of a data set are there, or download them.
+
+    Args:
+        name: of the data set.
+        root: the user's folder, or None.
+        find: from both to the place of the files.
+        fetch: downloads them into a folder; None where nobody asked for that.
+
+    Raises:
+        MissingDataError: they are not there, and not to be fetched.
+        RuntimeError: the download failed.
+        ValueError: there is no folder to put them in.
+    """
+    try:
+        find(name, root)
+    except MissingDataError:
+        if fetch is None:
+            raise
+    else:
+        return
+    target = own_place(root)
+    if target is None:
+        raise ValueError(
+            f"`download` is true, but there is no folder to put {name} in: give `root` "
+            f"(--data.root=FOLDER) or set ${ENVIRONMENT_VARIABLE}"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        fetch(target)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError, torchvision raises RuntimeError
+        raise RuntimeError(f"{name} could not be downloaded into {target}: {error}") from error

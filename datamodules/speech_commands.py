@@ -6,8 +6,9 @@ import torch
 
 from lit_papers.datamodules.file_tree import FileTree
 from lit_papers.datamodules.images import ImageDataModule, Splits, check_integer, import_extra
+from lit_papers.datamodules.named_sets import find_or_fetch
 from lit_papers.datamodules.waveforms import Waveforms
-from lit_papers.locations import ENVIRONMENT_VARIABLE, MissingDataError, find_tree, own_place
+from lit_papers.locations import MissingDataError, find_tree
 
 WORDS = (
     "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go", "happy",
@@ -61,24 +62,7 @@ class SpeechCommands(ImageDataModule[Waveforms]):
 
     def prepare_data(self) -> None:
         """Make sure that the data are there, or fetch them if asked to; Lightning calls this once a node."""
-        try:
-            find_tree("SpeechCommands", self.root)
-        except MissingDataError:
-            if not self.download:
-                raise
-        else:
-            return
-        target = own_place(self.root)
-        if target is None:
-            raise ValueError(
-                "`download` is true, but there is no folder to put SpeechCommands in: give `root` (--data.root=FOLDER) "
-                f"or set ${ENVIRONMENT_VARIABLE}"
-            )
-        target.mkdir(parents=True, exist_ok=True)
-        try:
-            import_extra("torchaudio.datasets", "audio").SPEECHCOMMANDS(target, download=True)
-        except (OSError, RuntimeError) as error:
-            raise RuntimeError(f"SpeechCommands could not be downloaded into {target}: {error}") from error
+        find_or_fetch("SpeechCommands", self.root, find_tree, _fetch if self.download else None)
 
     def load(self) -> Splits[Waveforms]:
         """List the files and divide them as the lists say."""
@@ -110,3 +94,7 @@ class SpeechCommands(ImageDataModule[Waveforms]):
             in_memory=False,
         )
         return Splits(*(everything.subset(torch.nonzero(split == number).flatten()) for number in range(3)))
+
+
+def _fetch(target: Path) -> None:
+    import_extra("torchaudio.datasets", "audio").SPEECHCOMMANDS(target, download=True)
