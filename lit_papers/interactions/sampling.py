@@ -6,6 +6,7 @@ with players taken away ("top-down"). Equal coalitions are found by keys, withou
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -112,7 +113,8 @@ def enumerated(n: int, pairs: Tensor, order: int, index: int) -> Plan:
         bases, base = torch.zeros(1, n, dtype=torch.bool), torch.zeros(len(pairs), dtype=torch.int64)
         pair = torch.arange(len(pairs))
     else:
-        chosen = torch.combinations(torch.arange(n - 2), order)  # (contexts, m)
+        # not torch.combinations, which lists all (n - 2)**m tuples first
+        chosen = torch.tensor(list(combinations(range(n - 2), order)))  # (contexts, m)
         others = _others(n, pairs)  # (P, n - 2)
         members = others[:, chosen].reshape(-1, order)  # (P * contexts, m)
         bases = torch.zeros(len(members), n, dtype=torch.bool).scatter_(1, members, True)
