@@ -18,7 +18,7 @@ GUESTS: dict[str, guest.MakeCallbacks] = {
     "NeuralCollapse": lambda: [NeuralCollapse()],
     "CentralPath": lambda: [CentralPath()],
     "InteractionStrength": lambda: [
-        InteractionStrength(FeaturePlayers(10), n_samples=3, n_contexts=2, pairs=4, orders=[0, 4])
+        InteractionStrength(FeaturePlayers(10), n_samples=5, n_contexts=2, pairs=4, orders=[0, 4])
     ],
     "both": lambda: [CentralPath(epochs=2), NeuralCollapse(epochs=[1, 3, 4])],
 }
