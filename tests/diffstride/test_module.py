@@ -30,7 +30,7 @@ def network(**options: Any) -> PreActResNet:
 def loader(samples: int = 48, batch: int = 12) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(samples, 1, 12, 12, generator=generator)
-    return DataLoader(TensorDataset(images, torch.arange(samples) % 3), batch)
+    return DataLoader(TensorDataset(images, torch.arange(samples) % 3), batch_size=batch)
 
 
 def trainer(**options: Any) -> Trainer:
