@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _COALITIONS = 4  # S, S + i, S + j, S + ij
+_PERMUTATIONS = 12
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def blocks(n: int, pairs: Tensor, order: int, index: int, contexts: int, generat
         generator: of the permutations.
     """
     size = min(order, n - 2 - order)
-    each = n // size  # blocks in a permutation
+    # blocks in a permutation: few enough that a pair's contexts come from a dozen, or its error could not be told
+    each = min(n // size, max(1, contexts // _PERMUTATIONS))
     # the share of blocks that leaves a pair alone, and so how many permutations a pair will need
     free = (n - size) * (n - size - 1) / (n * (n - 1))
     count = torch.zeros(len(pairs), dtype=torch.int64)
