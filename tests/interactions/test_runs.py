@@ -91,7 +91,9 @@ def test_image_folders_run_through_the_shipped_configurations(config: str, optio
                 path = tmp_path / f"images/{split}/{name}/{i}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image.new("RGB", (64, 64), (90 * k, 80, 10 * i)).save(path)
-    budget = small("PatchGrid", {"grid": 16}, n_samples=1, pairs=1, n_contexts=1, orders=[0, 127, 254], only_correct=False)
+    budget = small(
+        "PatchGrid", {"grid": 16}, n_samples=1, pairs=1, n_contexts=1, orders=[0, 127, 254], only_correct=False
+    )
     short = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.batch_size=3", "--data.num_workers=0"]
     found = fit(f"interactions/{config}", "--config", budget, "--data.root=images", *short, *options)
     assert {"interactions/J/m0", "interactions/J/m254", "val/acc"} <= set(found)
