@@ -189,7 +189,9 @@ class InteractionStrength(Callback):
             label = f"after epoch {entry['epoch']}" if first_or_last else None
             marker = "o" if entry is trained[-1] else None
             ax.plot(self._places(entry), entry[key], color=color, label=label, marker=marker, markersize=4)
-        ax.set(xlabel="order of interaction m / (n - 2)", ylabel="strength S" if raw else "relative strength J")
+        ax.set(
+            xlabel="order of interaction m / (n - 2)", ylabel="strength S [log-odds]" if raw else "relative strength J"
+        )
         if raw:
             log_scale(ax)
         else:

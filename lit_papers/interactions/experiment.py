@@ -118,8 +118,8 @@ def run_cell(config: str, bias: str, seed: int, folder: Path, attack: Attack, ov
         The results.
 
     Raises:
-        ValueError: the folder holds a cell of other settings, there is no such configuration, or it measures no
-            interactions.
+        ValueError: the folder holds a cell of other settings, there is no such configuration, it measures no
+            interactions, or the network learned nothing.
         MissingDataError: the data are missing.
     """
     ranges = {mode: list(ORDER_BIAS[bias].get(mode, [])) or "null" for mode in ("encourage", "penalize")}
@@ -148,15 +148,29 @@ def run_cell(config: str, bias: str, seed: int, folder: Path, attack: Attack, ov
             raise ValueError(f"{finished} was made by other settings: choose another --out, or delete it")
         return cell
 
+    cell = _train_and_measure(arguments, command, bias, seed, attack)
+    unfinished = folder / "cell.json.part"  # so that a cell is there as a whole, or not at all
+    unfinished.write_text(json.dumps(asdict(cell), indent=1))
+    unfinished.replace(finished)
+    return cell
+
+
+def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: int, attack: Attack) -> Cell:
     started = time.perf_counter()
     trainer, model, data = _fit(arguments)
     measured = next((c for c in trainer.callbacks if type(c).__name__ == "InteractionStrength"), None)
-    if measured is None or not measured.history:
-        raise ValueError(f"{config} measures no interactions: give its trainer the callback InteractionStrength")
+    if measured is None:
+        raise ValueError(
+            "the configuration measures no interactions: give its trainer the callback InteractionStrength"
+        )
+    by_epoch = {entry["epoch"]: entry for entry in measured.history}
+    if trainer.current_epoch not in by_epoch:
+        raise ValueError(f"{bias}, seed {seed}: after training no sample is classified correctly, so none was measured")
+    trained, control = by_epoch[trainer.current_epoch], by_epoch[0]
     (tested,) = trainer.test(model, data, verbose=False)
-    x, y = _first(data.test_dataloader(), attack.samples)
-    x, y = x.to(trainer.strategy.root_device), y.to(trainer.strategy.root_device)
-    model.to(x.device)
+    device = trainer.strategy.root_device
+    model.to(device)
+    x, y = (tensor.to(device) for tensor in _first(data.test_dataloader(), attack.samples))
     accuracy = pgd_accuracy(
         model, x, y, attack.eps, attack.step_size, attack.steps, torch.Generator().manual_seed(seed)
     )
@@ -166,27 +180,21 @@ def run_cell(config: str, bias: str, seed: int, folder: Path, attack: Attack, ov
             generator = torch.Generator().manual_seed(seed)
             curve = masking_curve(model, measured.players, x, y, FRACTIONS, layout, measured.baseline, generator)
             curves[layout] = curve.tolist()
-    before = [entry for entry in measured.history if entry["epoch"] == 0]
-    last = measured.history[-1]
-    cell = Cell(
+    return Cell(
         command=command,
         bias=bias,
         seed=seed,
         test_accuracy=tested["test/acc"],
         pgd_accuracy=accuracy,
-        orders=last["orders"],
+        orders=trained["orders"],
         n_players=measured.players.n_players,
-        strength=last["strength"],
-        relative_strength=last["relative_strength"],
-        untrained=before[0]["relative_strength"] if before else [math.nan] * len(last["orders"]),
+        strength=trained["strength"],
+        relative_strength=trained["relative_strength"],
+        untrained=control["relative_strength"],
         random=curves.get("random"),
         border=curves.get("border"),
         seconds=time.perf_counter() - started,
     )
-    unfinished = folder / "cell.json.part"  # so that a cell is there as a whole, or not at all
-    unfinished.write_text(json.dumps(asdict(cell), indent=1))
-    unfinished.replace(finished)
-    return cell
 
 
 def table(cells: Sequence[Cell]) -> str:

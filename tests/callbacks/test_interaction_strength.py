@@ -392,7 +392,7 @@ def test_plots_say_what_they_show() -> None:
     assert lightness == sorted(lightness, reverse=True), "grey tells the order of the epochs too"
     same, raw = callback.plot(axis, raw=True)
     assert same is figure
-    assert raw.get_ylabel() == "strength S"
+    assert raw.get_ylabel() == "strength S [log-odds]"
     _, over_time = callback.plot_map()
     assert over_time.get_xlabel() == "epoch (0 is untrained)"
     assert over_time.images[0].get_array().shape == (4, 4)

@@ -112,6 +112,14 @@ def test_a_configuration_without_the_callback_is_refused(tiny: str, tmp_path: Pa
         run_cell(tiny, "normal", 0, tmp_path / "x", Attack(), ["--trainer.callbacks=[]"])
 
 
+def test_a_network_that_learned_nothing_is_not_taken_for_its_control(tiny: str, tmp_path: Path) -> None:
+    text = Path(tiny).read_text()
+    Path(tiny).write_text(text.replace("only_correct: false", "only_correct: true").replace("samples: 2", "samples: 1"))
+    complaint = pytest.raises(ValueError, match="normal, seed 0: after training no sample is classified correctly")
+    with pytest.warns(UserWarning, match="nothing is recorded"), complaint:
+        run_cell(tiny, "normal", 0, tmp_path / "x", Attack(), ["--model.lr=1e-30"])
+
+
 def test_missing_data_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "interactions/cifar10", "--out", "out", "--", "--data.root=nowhere"]) == 1
     assert "there is nothing at nowhere" in capsys.readouterr().err
