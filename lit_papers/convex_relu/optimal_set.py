@@ -1,0 +1,268 @@
+"""All globally optimal networks: a polytope of masses on a few optimal neurons.
+
+The outputs and the dual variable are common to all optima. An *atom* is a unit neuron `q` with sign `s` and
+``-s nu . (x q)_+ = beta``; no other neuron occurs in any optimum. A network is optimal exactly if it is balanced, its
+neurons are atoms, and the masses `c` per atom lie in ``{c >= 0 : A c = outputs}`` with columns ``s (x q)_+`` of `A`. So
+all optima are splits and permutations of the points of this polytope.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_papers.convex_relu.certificates import correlated_neurons
+from lit_papers.convex_relu.problem import Loss, check_features, check_network, check_targets, import_scipy_optimize
+from lit_papers.convex_relu.solution import Blocks, ConvexSolution
+
+_ATOM_DISTANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class OptimalSet:
+    """The set of all optimal networks of one training problem.
+
+    Attributes:
+        directions: (k, d) unit neurons that optima are made of.
+        signs: (k,) their output signs.
+        fits: (n, k) what unit mass on each adds to the outputs.
+        output: (n,) outputs of every optimal network.
+        total_mass: ``sum_j |u_j| |alpha_j|`` of every optimal network.
+        beta: strength of the weight decay.
+        loss: of the outputs.
+    """
+
+    directions: Tensor
+    signs: Tensor
+    fits: Tensor
+    output: Tensor
+    total_mass: float
+    beta: float
+    loss: Loss
+
+    @cached_property
+    def _largest(self) -> Tensor:
+        """(k, k) row i: a point of the polytope with as much mass on atom i as possible."""
+        optimize = import_scipy_optimize()
+        rows = []
+        for index in range(len(self.signs)):
+            cost = np.zeros(len(self.signs))
+            cost[index] = -1.0
+            answer = optimize.linprog(cost, A_eq=self.fits.numpy(), b_eq=self.output.numpy(), bounds=(0, None))
+            # an output known to rounding can make a square system infeasible: the masses are unique there
+            point = answer.x if answer.status == 0 else optimize.nnls(self.fits.numpy(), self.output.numpy())[0]
+            rows.append(torch.from_numpy(point))
+        return torch.stack(rows) if rows else self.fits.new_zeros(0, 0)
+
+    @property
+    def _possible(self) -> Tensor:
+        """(k,) atoms that have mass in some optimum."""
+        return self._largest.diagonal() > 1e-7 * self.total_mass
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the polytope; 0 if there is one optimum up to splits and permutations."""
+        possible = self._possible
+        if not possible.any():
+            return 0
+        return int(possible.sum()) - _rank(self.fits[:, possible])
+
+    @property
+    def min_width(self) -> int:
+        """Fewest neurons of any optimal network."""
+        return int((self.minimal_masses() > 0).sum())
+
+    def minimal_masses(self) -> Tensor:
+        """Masses, (k,), of an optimum with the fewest neurons, by mixed-integer programming."""
+        optimize = import_scipy_optimize()
+        k = len(self.signs)
+        if k == 0:
+            return self.fits.new_zeros(0)
+        fits, output = self.fits.numpy(), self.output.numpy()
+        slack = 1e-9 * max(1.0, float(self.output.norm()))
+        used = np.concatenate([np.zeros(k), np.ones(k)])
+        answer = optimize.milp(
+            used,
+            integrality=used,
+            bounds=optimize.Bounds(0, np.concatenate([np.full(k, np.inf), np.ones(k)])),
+            constraints=[
+                optimize.LinearConstraint(np.hstack([fits, np.zeros_like(fits)]), output - slack, output + slack),
+                optimize.LinearConstraint(np.hstack([np.eye(k), -2 * self.total_mass * np.eye(k)]), -np.inf, 0),
+            ],
+        )
+        if answer.x is None:
+            raise ArithmeticError(f"the mixed-integer program for the narrowest optimum failed: {answer.message}")
+        support = answer.x[:k] > 1e-7 * self.total_mass
+        masses = np.zeros(k)
+        masses[support] = optimize.nnls(fits[:, support], output)[0]
+        return torch.from_numpy(masses)
+
+    def vertices(self, *, max_atoms: int = 14) -> Tensor:
+        """Vertices of the polytope, (v, k): the optima that cannot lose a neuron.
+
+        Args:
+            max_atoms: refuse more atoms, as all bases are tried.
+
+        Raises:
+            ValueError: there are more atoms than that.
+        """
+        k = len(self.signs)
+        if k > max_atoms:
+            raise ValueError(f"{k} atoms are more than max_atoms={max_atoms}; vertices are found by trying all bases.")
+        if k == 0:
+            return self.fits.new_zeros(1, 0)
+        rank = _rank(self.fits)
+        found: list[Tensor] = []
+        for basis in itertools.combinations(range(k), rank):
+            columns = self.fits[:, basis]
+            if _rank(columns) < rank:
+                continue
+            part = torch.linalg.lstsq(columns, self.output[:, None], driver="gelsd").solution[:, 0]
+            misfit = (columns @ part - self.output).norm()
+            if misfit > 1e-6 * max(1.0, float(self.output.norm())) or part.min() < -1e-8 * self.total_mass:
+                continue
+            masses = self.fits.new_zeros(k)
+            masses[list(basis)] = torch.where(part > 1e-8 * self.total_mass, part, 0.0)
+            if all((masses - other).norm() > 1e-6 * self.total_mass for other in found):
+                found.append(masses)
+        return torch.stack(found) if found else self.fits.new_zeros(0, k)
+
+    def sample_masses(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Random optima, (num_samples, k) masses: hit-and-run in the polytope, started in its interior.
+
+        Neighbours are correlated; every tenth step is kept.
+        """
+        k = len(self.signs)
+        if k == 0 or self.dimension == 0:
+            return self.minimal_masses().expand(num_samples, k).clone()
+        here = self._largest.mean(0)
+        possible = self._possible
+        _, _, directions = torch.linalg.svd(self.fits[:, possible], full_matrices=True)
+        null = self.fits.new_zeros(k, self.dimension)
+        null[possible] = directions[-self.dimension :].T
+        kept = []
+        for step in range(10 * num_samples):
+            along = null @ torch.randn(self.dimension, dtype=here.dtype, generator=generator)
+            moves = along.abs() > 1e-12
+            limits = -here[moves] / along[moves]
+            low, high = limits[along[moves] > 0].max(), limits[along[moves] < 0].min()
+            here = here + (low + (high - low) * torch.rand((), dtype=here.dtype, generator=generator)) * along
+            here = here.clamp_min(0)
+            if step % 10 == 9:
+                kept.append(here)
+        return torch.stack(kept)
+
+    def network(self, masses: Tensor | None = None, *, num_neurons: int | None = None) -> tuple[Tensor, Tensor]:
+        """The balanced optimal network with these masses: weight (m, d) and alpha (m,).
+
+        Args:
+            masses: (k,), a point of the polytope; None takes a narrowest optimum.
+            num_neurons: pad with zero neurons to this width.
+
+        Raises:
+            ValueError: the masses are not in the polytope, or `num_neurons` is too small.
+        """
+        masses = self.minimal_masses() if masses is None else torch.as_tensor(masses, dtype=torch.float64)
+        if masses.shape != self.signs.shape or not self._fits(masses, 1e-6):
+            raise ValueError(
+                f"masses must be {len(self.signs)} non-negative numbers that reproduce the optimal outputs; take them "
+                "from `vertices`, `sample_masses` or mixtures of those."
+            )
+        used = masses > 0
+        roots = masses[used].sqrt()
+        weight, alpha = roots[:, None] * self.directions[used], roots * self.signs[used]
+        missing = 0 if num_neurons is None else num_neurons - len(alpha)
+        if missing < 0:
+            raise ValueError(f"num_neurons={num_neurons} is too few: this network has {len(alpha)} neurons.")
+        return (
+            torch.cat([weight, weight.new_zeros(missing, weight.shape[1])]),
+            torch.cat([alpha, alpha.new_zeros(missing)]),
+        )
+
+    def contains(self, weight: Tensor, alpha: Tensor, *, tol: float = 1e-6) -> bool:
+        """Whether a network is optimal: balanced, made of atoms (within 1e-4), with masses that fit.
+
+        `tol` is relative to the total mass and to the norm of the outputs.
+        """
+        weight, alpha = check_network(self.directions, weight, alpha)
+        norms = weight.norm(dim=1)
+        masses = norms * alpha.abs()
+        scale = max(self.total_mass, 1e-300)
+        if ((norms - alpha.abs()).abs() > tol**0.5 * scale**0.5).any():
+            return False
+        there = masses > tol * scale
+        units = weight[there] / norms[there, None]
+        if len(units) and len(self.signs) == 0:
+            return False
+        totals = self.fits.new_zeros(len(self.signs))
+        for unit, sign, mass in zip(units, alpha[there].sign(), masses[there], strict=True):
+            distance = (self.directions - unit).norm(dim=1) + 4.0 * (self.signs != sign)
+            nearest = int(distance.argmin())
+            if distance[nearest] > _ATOM_DISTANCE:
+                return False
+            totals[nearest] += mass
+        return self._fits(totals, tol)
+
+    def _fits(self, masses: Tensor, tol: float) -> bool:
+        if len(masses) == 0:
+            return True
+        misfit = float((self.fits @ masses - self.output).norm())
+        return bool(masses.min() >= -tol * self.total_mass) and misfit <= tol * max(1.0, float(self.output.norm()))
+
+
+def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 1e-6) -> OptimalSet:
+    """Describe all optimal networks from one accurate solution of the program with all patterns.
+
+    Args:
+        x: data, (n, d).
+        y: targets, (n,).
+        solution: exact and accurate (`gap` far below `tol`).
+        tol: relative distance from `beta` at which a neuron's correlation counts as optimal.
+
+    Raises:
+        ValueError: the solution's patterns are not all of the data's, or its gap is too large to tell atoms.
+    """
+    x = check_features(x)
+    y = check_targets(y, x, solution.loss)
+    if not solution.exact:
+        raise ValueError(
+            "not all patterns were enumerated for this solution, so other optima may exist; solve with "
+            "`enumerate_arrangements(x)`."
+        )
+    if solution.relative_gap > tol**2:
+        raise ValueError(
+            f"the solution's relative gap {solution.relative_gap:.1e} is too large to tell optimal neurons at tol={tol}; "
+            "solve with polish=True."
+        )
+    blocks = Blocks.of(solution.weights)
+    output = blocks.outputs(x, solution.arrangements.patterns)
+    found = correlated_neurons(x, solution.dual, solution.arrangements, solution.beta * (1 - tol))
+    order = found.values.argsort(descending=True, stable=True).tolist()
+    kept: list[int] = []
+    for index in order:
+        # the neurons next to an atom fall short of beta by the square of their distance
+        lack = max(0.0, 1 - float(found.values[index]) / solution.beta)
+        radius = 1e-6 + 2 * (2 * lack) ** 0.5
+        if all(
+            found.signs[index] != found.signs[other]
+            or (found.directions[index] - found.directions[other]).norm() > radius
+            for other in kept
+        ):
+            kept.append(index)
+    directions, signs = found.directions[kept], found.signs[kept]
+    return OptimalSet(
+        directions=directions,
+        signs=signs,
+        fits=(x @ directions.T).clamp_min(0) * signs,
+        output=output,
+        total_mass=float(blocks.vectors.norm(dim=1).sum()),
+        beta=solution.beta,
+        loss=solution.loss,
+    )
+
+
+def _rank(matrix: Tensor) -> int:
+    return int(torch.linalg.matrix_rank(matrix, rtol=1e-9))
