@@ -1,7 +1,9 @@
 """Data modules: embedded, local or downloaded data, one file per family."""
 
 from lit_papers.datamodules.adult import Adult
+from lit_papers.datamodules.breast_cancer import BreastCancer
 from lit_papers.datamodules.digits import Digits
+from lit_papers.datamodules.gaussian_regression import GaussianRegression
 from lit_papers.datamodules.image_folder import ImageFolder
 from lit_papers.datamodules.images import CorruptDataError, ImageDataModule
 from lit_papers.datamodules.local_sgd import Components, Sharded
@@ -19,10 +21,12 @@ __all__ = [
     "STL10",
     "SVHN",
     "Adult",
+    "BreastCancer",
     "Components",
     "CorruptDataError",
     "Digits",
     "FashionMNIST",
+    "GaussianRegression",
     "ImageDataModule",
     "ImageFolder",
     "MissingDataError",

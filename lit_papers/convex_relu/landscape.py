@@ -177,8 +177,8 @@ def is_stationary(
 ) -> bool:
     """Whether a network is a stationary point of the training objective.
 
-    `clarke`: 0 is in the Clarke subdifferential. `directional`, which is stronger: no direction descends either, that is,
-    the kinks of boundary neurons are convex. A Clarke stationary point can sit on a concave kink, as on a ridge.
+    `clarke`: 0 is in the Clarke subdifferential. `directional`, which is stronger: no direction descends either; the
+    kinks of boundary neurons are convex. A Clarke stationary point can sit on a concave kink, as on a ridge.
 
     Args:
         x: data, (n, d).

@@ -104,7 +104,7 @@ def balance(weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 def split_neuron(weight: Tensor, alpha: Tensor, index: int, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Split a neuron in several of one direction: the same function and objective.
 
-    Copy k is the neuron times ``sqrt(fractions[k])`` in both layers. The first takes its place, the others are appended.
+    Copy k is the neuron times ``sqrt(fractions[k])`` in both layers; the first stays in place, the others are appended.
 
     Raises:
         ValueError: `fractions` are negative or do not sum to 1.

@@ -226,7 +226,7 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         ValueError: the solution's patterns are not all of the data's, or its gap is too large to tell atoms.
     """
     x = check_features(x)
-    y = check_targets(y, x, solution.loss)
+    check_targets(y, x, solution.loss)
     if not solution.exact:
         raise ValueError(
             "not all patterns were enumerated for this solution, so other optima may exist; solve with "
@@ -234,8 +234,8 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         )
     if solution.relative_gap > tol**2:
         raise ValueError(
-            f"the solution's relative gap {solution.relative_gap:.1e} is too large to tell optimal neurons at tol={tol}; "
-            "solve with polish=True."
+            f"the solution's relative gap {solution.relative_gap:.1e} is too large to tell optimal neurons at "
+            f"tol={tol}; solve with polish=True."
         )
     blocks = Blocks.of(solution.weights)
     output = blocks.outputs(x, solution.arrangements.patterns)

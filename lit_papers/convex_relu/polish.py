@@ -92,8 +92,8 @@ def _newton(
         gradient = design.T @ loss_gradient(outputs, y, loss)
         gradient = gradient + beta * torch.cat([part / norm for part, norm in zip(parts, norms, strict=True)])
         bend = [
-            (torch.eye(len(p), dtype=x.dtype) - torch.outer(p, p) / q**2) * beta / q
-            for p, q in zip(parts, norms, strict=True)
+            beta / norm * (torch.eye(len(part), dtype=x.dtype) - torch.outer(part, part) / norm**2)
+            for part, norm in zip(parts, norms, strict=True)
         ]
         curvature = design
         if loss == "logistic":

@@ -105,7 +105,7 @@ def solve_relu_program(
 
 
 def solve_gated_program(x: Tensor, y: Tensor, beta: float, arrangements: Arrangements) -> ConvexSolution:
-    """Solve the gated program (squared loss), the relaxation without cones: ``min loss(sum_i D_i x u_i) + beta sum |u_i|``.
+    """Solve the gated program (squared loss): ``min loss(sum_i D_i x u_i) + beta sum |u_i|``, without cones.
 
     Its value is a lower bound of the ReLU program's on the same patterns, and a loose one. `solvers.solve_gated` does
     the same without a conic solver, and faster.

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_papers.convex_relu.arrangements import Arrangements, check_arrangements
 from lit_papers.convex_relu.certificates import dual_bound, price
 from lit_papers.convex_relu.polish import polish
-from lit_papers.convex_relu.problem import check_beta, check_features, check_targets
+from lit_papers.convex_relu.problem import Loss, check_beta, check_features, check_targets
 from lit_papers.convex_relu.programs import solve_relu_program
 from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify, no_blocks
 
@@ -96,9 +96,16 @@ def solve_gated_fista(
 
 
 def solve_relu(
-    x: Tensor, y: Tensor, beta: float, arrangements: Arrangements, *, tol: float = 1e-6, max_iter: int = 100
+    x: Tensor,
+    y: Tensor,
+    beta: float,
+    arrangements: Arrangements,
+    *,
+    loss: Loss = "squared",
+    tol: float = 1e-6,
+    max_iter: int = 100,
 ) -> ConvexSolution:
-    """Solve the ReLU program (squared loss) on a growing set of blocks.
+    """Solve the ReLU program on a growing set of blocks.
 
     The conic solver sees only the active blocks; all others are priced by their correlation with the residual, the
     worst join, and blocks at zero leave. Ahead of one solve over all patterns where those are many and few are needed.
@@ -108,6 +115,7 @@ def solve_relu(
         y: targets, (n,).
         beta: strength of the weight decay, positive.
         arrangements: the patterns.
+        loss: of the outputs.
         tol: certified relative gap to stop at; below 1e-10 it is taken as that.
         max_iter: restricted programs to solve.
 
@@ -119,29 +127,26 @@ def solve_relu(
         ConvexSolveError: no conic solver solves a restricted program.
         ImportError: cvxpy is not installed.
     """
-    x, y, beta = _checked(x, y, beta, arrangements)
-    patterns = arrangements.patterns
-    blocks, nu = no_blocks(x), -y
-    solution = certify(x, y, beta, arrangements, blocks, status="optimal")
+    x, y, beta = _checked(x, y, beta, arrangements, loss)
+    solution = certify(x, y, beta, arrangements, no_blocks(x), loss=loss, status="optimal")
+    columns, nu = torch.zeros(0, dtype=torch.long), solution.dual
     for _ in range(max_iter):
         if solution.relative_gap <= max(tol, _FLOOR):
-            return solution
+            break
         prices = price(x, nu, arrangements, beta, _BATCH)
-        active = torch.cat([blocks.columns, prices.columns]).unique()
-        restricted = Arrangements(patterns[:, active], arrangements.gates[:, active], exact=False)
-        inner = solve_relu_program(x, y, beta, restricted, polish=False)
+        if len(prices.columns) == 0:
+            break  # no block is worth adding: what gap is left is the conic solver's
+        active = torch.cat([columns, prices.columns]).unique()
+        restricted = Arrangements(arrangements.patterns[:, active], arrangements.gates[:, active], exact=False)
+        inner = solve_relu_program(x, y, beta, restricted, loss=loss, polish=False)
+        nu = inner.dual
         blocks = Blocks.of(inner.weights)
         blocks = blocks._replace(columns=active[blocks.columns])
-        nu = inner.dual
-        candidate = certify(x, y, beta, arrangements, blocks, status=inner.status)
+        candidate = certify(x, y, beta, arrangements, blocks, loss=loss, status=inner.status)
         if candidate.gap < solution.gap:
             solution = candidate
-        blocks = blocks.longer_than(1e-6)
-        if len(prices.columns) == 0:
-            break
-    if solution.relative_gap > max(tol, _FLOOR):
-        solution = polish(x, y, solution)
-    return _warned(solution, tol)
+        columns = blocks.longer_than(1e-6).columns
+    return _warned(polish(x, y, solution) if solution.gap > 0 else solution, tol)
 
 
 class _Gated:
@@ -210,9 +215,11 @@ class _Gated:
         return nu
 
 
-def _checked(x: Tensor, y: Tensor, beta: float, arrangements: Arrangements) -> tuple[Tensor, Tensor, float]:
+def _checked(
+    x: Tensor, y: Tensor, beta: float, arrangements: Arrangements, loss: Loss = "squared"
+) -> tuple[Tensor, Tensor, float]:
     x = check_features(x)
-    y = check_targets(y, x, "squared")
+    y = check_targets(y, x, loss)
     check_arrangements(arrangements, x)
     return x, y, check_beta(beta)
 
@@ -227,8 +234,8 @@ def _gated_solution(
 def _warned(solution: ConvexSolution, tol: float) -> ConvexSolution:
     if solution.relative_gap > max(tol, _FLOOR):
         warnings.warn(
-            f"the solver stopped at a certified gap of {solution.gap:.2e} (relative {solution.relative_gap:.2e}), above "
-            f"tol={tol:.0e}; raise max_iter or tol.",
+            f"the solver stopped at a certified gap of {solution.gap:.2e} (relative {solution.relative_gap:.2e}), "
+            f"above tol={tol:.0e}; raise max_iter or tol.",
             RuntimeWarning,
             stacklevel=3,
         )
