@@ -128,9 +128,30 @@ def import_scipy_optimize() -> Any:
 def project_on_cone(c: Tensor, rows: Tensor) -> Tensor:
     """Nearest point to `c`, shape (d,), of the cone ``{u : rows @ u >= 0}``, for rows (k, d).
 
-    By Moreau the projection is ``c + rows^T lam`` for the non-negative `lam` that makes it shortest: a problem with
-    d equations, solved exactly.
+    By Moreau the projection is ``c + rows^T lam`` for the non-negative `lam` that makes it shortest: non-negative least
+    squares with d equations. Whatever `lam` a solver returns, the length is an upper bound on the projection's.
     """
     optimize = import_scipy_optimize()
-    lam, _ = optimize.nnls(rows.T.numpy(), -c.numpy(), maxiter=max(100, 30 * len(rows)))
-    return c + rows.T @ torch.from_numpy(lam)
+    lengths = rows.norm(dim=1)
+    rows = rows[lengths > 0] / lengths[lengths > 0, None]
+    size = float(c.norm())
+    if len(rows) == 0 or bool((rows @ c >= -1e-14 * size).all()):
+        return c
+    matrix, target = rows.T.numpy(), -(c / size).numpy()
+    best = c / size
+    # nnls is fast and exact, but where many rows are tight it can stop at a wrong point; the others are slower
+    for solve in (
+        lambda: optimize.nnls(matrix, target, maxiter=30 * len(rows) + 100)[0],
+        lambda: optimize.lsq_linear(matrix, target, bounds=(0, math.inf), method="bvls", tol=1e-15).x,
+        lambda: optimize.lsq_linear(matrix, target, bounds=(0, math.inf), method="trf", tol=1e-15, max_iter=1000).x,
+    ):
+        try:
+            lam = torch.from_numpy(solve()).clamp_min(0)
+        except RuntimeError:  # too many iterations
+            continue
+        point = c / size + rows.T @ lam
+        if point.norm() < best.norm():
+            best = point
+        if bool((rows @ point >= -1e-10).all()) and float((point @ (rows.T @ lam)).abs()) <= 1e-10:
+            break
+    return best * size

@@ -138,7 +138,7 @@ def solve_relu(
             break  # no block is worth adding: what gap is left is the conic solver's
         active = torch.cat([columns, prices.columns]).unique()
         restricted = Arrangements(arrangements.patterns[:, active], arrangements.gates[:, active], exact=False)
-        inner = solve_relu_program(x, y, beta, restricted, loss=loss, polish=False)
+        inner = solve_relu_program(x, y, beta, restricted, loss=loss)
         nu = inner.dual
         blocks = Blocks.of(inner.weights)
         blocks = blocks._replace(columns=active[blocks.columns])
