@@ -1,0 +1,127 @@
+"""The network that is trained with gradients, in the units of the convex program."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer, seed_everything
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lit_papers.convex_relu import TwoLayerReLU
+from lit_papers.convex_relu.networks import objective
+from tests.convex_relu.small import load, normal, solved
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    return Trainer(**{**defaults, **quiet, **options})
+
+
+def loader(samples: int = 12, batch_size: int = 12, column: bool = False) -> DataLoader[Any]:
+    y = normal(samples, seed=1).float()
+    return DataLoader(TensorDataset(normal(samples, 3).float(), y[:, None] if column else y), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_the_full_batch_loss_is_the_objective_over_n(loss: Any, column: bool, tmp_path: Path) -> None:
+    seed_everything(0)
+    module = TwoLayerReLU(3, 5, beta=0.7, loss=loss, optimizer="sgd", lr=1e-30)
+    data = loader(column=column)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(module, data)
+    x, y = data.dataset.tensors  # type: ignore[attr-defined]
+    expected = objective(x, y.reshape(-1), module.hidden.weight, module.output.weight[0], 0.7, loss=loss) / 12
+    assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
+    # and the penalties of batches add up to one
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(module, loader(batch_size=4))
+    assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_rate_falls_to_zero_over_the_run(tmp_path: Path) -> None:
+    for options in ({"max_epochs": 4}, {"max_epochs": -1, "max_steps": 12}):
+        module = TwoLayerReLU(3, 5, beta=0.1)
+        fit = trainer(tmp_path, **options)
+        fit.fit(module, loader(batch_size=4))
+        assert fit.global_step == 12
+        assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+        assert fit.optimizers[0].param_groups[0]["weight_decay"] == 0
+
+
+def test_from_solution(tmp_path: Path) -> None:
+    problem = load("gauss_n10_d3")
+    x, y, beta, solution = solved(problem)
+    module = TwoLayerReLU.from_solution(solution, num_neurons=7, lr=0.5)
+    assert module.hparams["lr"] == 0.5
+    assert (module.beta, module.loss) == (beta, "squared")
+    reached = objective(x, y, module.hidden.weight.double(), module.output.weight[0].double(), beta)
+    assert float(reached) == pytest.approx(problem["objective"], rel=1e-6)
+    assert TwoLayerReLU.from_solution(solution).hidden.out_features == 4
+    with pytest.raises(ValueError, match="num_neurons=3"):
+        TwoLayerReLU.from_solution(solution, num_neurons=3)
+    zero = solved(load("beta_above_max"))[3]
+    assert TwoLayerReLU.from_solution(zero)(x.float()).shape == (10,)
+
+
+def test_evaluation_logs(tmp_path: Path) -> None:
+    module = TwoLayerReLU(2, 2, beta=0.1, loss="logistic")
+    with torch.no_grad():
+        module.hidden.weight.copy_(torch.eye(2))
+        module.output.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    x, y = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 5.0]]), torch.tensor([1.0, -1.0, 1.0, 1.0])
+    data = DataLoader(TensorDataset(x, y), batch_size=2)
+    (logged,) = trainer(tmp_path).validate(module, data, verbose=False)
+    assert logged["val/accuracy"] == 0.75
+    expected = torch.nn.functional.softplus(-y * torch.tensor([2.0, -1.0, 2.0, -5.0])).mean()
+    assert logged["val/loss"] == pytest.approx(float(expected))
+    (tested,) = trainer(tmp_path).test(module, data, verbose=False)
+    assert tested["test/accuracy"] == 0.75
+    predicted = trainer(tmp_path).predict(module, data)
+    assert torch.cat(predicted).tolist() == [2.0, -1.0, 2.0, -5.0]  # type: ignore[arg-type]
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    def fitted(epochs: int, checkpoint: Path | None = None) -> Trainer:
+        seed_everything(3)
+        fit = trainer(tmp_path, max_epochs=epochs, enable_checkpointing=True)
+        # the schedule is over four epochs in both
+        module = TwoLayerReLU(3, 5, beta=0.1)
+        module.configure_optimizers = lambda: torch.optim.Adam(module.parameters(), lr=0.01)  # type: ignore[method-assign]
+        fit.fit(module, loader(batch_size=4), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        return fit
+
+    whole, half = fitted(4), fitted(2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fitted(4, tmp_path / "half.ckpt")
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)  # type: ignore[union-attr]
+
+
+class _Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([(torch.ones(3), torch.ones(()))] * 4)
+
+
+def test_streams_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="dataset with a length"):
+        trainer(tmp_path).fit(TwoLayerReLU(3, 2, beta=0.1), DataLoader(_Stream(), batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"in_features": 0}, "in_features"),
+        ({"num_neurons": 0}, "num_neurons"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": float("nan")}, "beta"),
+        ({"loss": "hinge"}, "loss"),
+        ({"optimizer": "adamw"}, "optimizer"),
+        ({"lr": 0.0}, "lr"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}"):
+        TwoLayerReLU(**{"in_features": 2, "num_neurons": 2, "beta": 0.1, **arguments})
