@@ -255,7 +255,8 @@ def _find_layers(module: LightningModule, names: Sequence[str] | None) -> tuple[
         if not isinstance(named.get(name), nn.Linear):
             raise MisconfigurationException(f"ConvexGap: layers={list(names)}, but {name!r} is no nn.Linear there.")
     hidden, output = (cast(nn.Linear, named[name]) for name in names)
-    if output.out_features != 1 or output.bias is not None or output.in_features != hidden.out_features:
+    has_bias = "bias" in dict(output.named_parameters())
+    if output.out_features != 1 or has_bias or output.in_features != hidden.out_features:
         raise MisconfigurationException(
             f"ConvexGap: the output layer {names[1]!r} must be nn.Linear({hidden.out_features}, 1, bias=False), the "
             f"network that the theory is of; it is {output}."

@@ -207,7 +207,7 @@ def _reached(x: Tensor, nu: Tensor, pull: Tensor, upper: Tensor) -> float:
     """A value that some unit neuron does reach: a lower bound that lets most patterns be dismissed."""
     num_patterns = pull.shape[1] // 2
     best, neuron, sign = 0.0, None, 1.0
-    for block in torch.arange(pull.shape[1]).split(max(1, _CHUNK // len(x))):
+    for block in torch.arange(pull.shape[1]).tensor_split(-(-pull.shape[1] // max(1, _CHUNK // len(x)))):
         units = pull[:, block] / upper[block].clamp_min(torch.finfo(x.dtype).tiny)
         signs = torch.where(block < num_patterns, 1.0, -1.0)
         values = -signs * (nu @ (x @ units).clamp_min(0))
@@ -231,7 +231,7 @@ def _shorten(x: Tensor, patterns: Tensor, pull: Tensor, steps: int = 60) -> Tens
     """Upper bounds on the projections' lengths: any non-negative multipliers give one, good ones a tight one."""
     step = 1.0 / torch.linalg.matrix_norm(x, ord=2).square()
     lengths = []
-    for block in torch.arange(pull.shape[1]).split(max(1, _CHUNK // len(x))):
+    for block in torch.arange(pull.shape[1]).tensor_split(-(-pull.shape[1] // max(1, _CHUNK // len(x)))):
         side = torch.where(patterns[:, block], 1.0, -1.0).to(x.dtype)
         multipliers = torch.zeros_like(side)
         ahead, momentum = multipliers, 1.0

@@ -148,7 +148,7 @@ class ConvexReLUClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             )
         if len(self.classes_) < 2:
             raise ValueError("y has one class; a classifier needs samples of two.")
-        _fit(self, x, 2.0 * index - 1.0, "logistic")
+        _fit(self, x, (2.0 * index - 1.0).astype(np.float64), "logistic")
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803

@@ -209,7 +209,7 @@ def is_stationary(
         if neuron.norm() == 0 or out == 0:
             continue
         near = ((x @ neuron).abs() <= zero_tol * lengths * neuron.norm()) & (lengths > 0)
-        for index in line[near].unique():  # samples on one line make one kink
+        for index in line[near].unique():  # type: ignore[no-untyped-call]  # samples on one line make one kink
             same = near & (line == index)
             if out.sign() * (nu[same] * lengths[same]).sum() < -tol * lengths[same].max():
                 return False

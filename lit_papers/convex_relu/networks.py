@@ -136,7 +136,7 @@ def merge_neurons(weight: Tensor, alpha: Tensor, *, tol: float = 1e-6) -> tuple[
         alpha.sign()[:, None] == alpha.sign()
     )
     leader = same.long().argmax(1) if len(units) else torch.zeros(0, dtype=torch.long, device=weight.device)
-    leaders, group = leader.unique(return_inverse=True)
+    leaders, group = leader.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     vectors = weight.new_zeros(len(leaders), weight.shape[1]).index_add_(0, group, roots[:, None] * weight)
     norms = vectors.norm(dim=1)
     return vectors / norms.sqrt()[:, None], alpha[leaders].sign() * norms.sqrt()
@@ -145,13 +145,13 @@ def merge_neurons(weight: Tensor, alpha: Tensor, *, tol: float = 1e-6) -> tuple[
 def is_minimal(x: Tensor, weight: Tensor, alpha: Tensor) -> bool:
     """The network is balanced, with at most one non-zero neuron for each pattern and sign."""
     keys, _ = _keys_and_units(x, weight, alpha)
-    return _is_balanced(weight, alpha) and len(keys.unique(dim=0)) == len(keys)
+    return _is_balanced(weight, alpha) and len(keys.unique(dim=0)) == len(keys)  # type: ignore[no-untyped-call]
 
 
 def is_nearly_minimal(x: Tensor, weight: Tensor, alpha: Tensor) -> bool:
     """The network is balanced, and non-zero neurons of one pattern and sign all have one direction."""
     keys, units = _keys_and_units(x, weight, alpha)
-    _, group = keys.unique(dim=0, return_inverse=True)
+    _, group = keys.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
     same = group[:, None] == group
     return _is_balanced(weight, alpha) and bool((torch.cdist(units, units)[same] <= 1e-6).all())
 

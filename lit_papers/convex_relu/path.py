@@ -201,6 +201,9 @@ def _parametric_simplex(fits: Array, masses: Array, goal: Array) -> list[tuple[A
         full[basis] = np.where(values > 1e-12 * scale, values, 0.0)
         return full
 
+    def solved_for(fit: Array) -> Array:
+        return np.asarray(np.linalg.solve(columns[:, basis], fit), dtype=np.float64)
+
     def reduced_costs() -> Array:
         prices = np.linalg.solve(columns[:, basis].T, np.ones(rank))
         costs: Array = 1.0 - prices @ columns
@@ -212,12 +215,12 @@ def _parametric_simplex(fits: Array, masses: Array, goal: Array) -> list[tuple[A
         entering = np.flatnonzero(reduced_costs() < -1e-10)
         if len(entering) == 0:
             break
-        values = np.linalg.solve(columns[:, basis], begin)
+        values = solved_for(begin)
         rates = np.linalg.solve(columns[:, basis], columns[:, entering[0]])
         ratios = np.where(rates > _PIVOT, np.maximum(values, 0.0) / np.where(rates > _PIVOT, rates, 1.0), np.inf)
         ties = np.flatnonzero(ratios <= ratios.min() + 1e-14 * scale)
         basis[min(ties, key=lambda row: basis[row])] = int(entering[0])
-        following = place(np.linalg.solve(columns[:, basis], begin))
+        following = place(solved_for(begin))
         if np.abs(following - here).max() > 1e-13 * scale:
             pieces.append((here, following))
             here = following
@@ -245,7 +248,7 @@ def _parametric_simplex(fits: Array, masses: Array, goal: Array) -> list[tuple[A
             raise ArithmeticError("the path lost its basis to rounding; scale the columns of x to similar lengths.")
         costs = np.maximum(reduced_costs()[candidates], 0.0) / -pivots[candidates]
         basis[row] = int(candidates[np.flatnonzero(costs <= costs.min() + 1e-13)[0]])
-    final = place(np.linalg.solve(columns[:, basis], end))
+    final = place(solved_for(end))
     pieces.append((here, final))
     return pieces
 

@@ -81,13 +81,13 @@ def _newton(
     point = torch.cat([face.T @ vector for face, vector in zip(faces, blocks.vectors, strict=True)])
 
     def value(at: Tensor) -> Tensor:
-        penalty = torch.stack([part.norm() for part in at.split(sizes)]).sum()
+        penalty = torch.stack([part.norm() for part in torch.split(at, sizes)]).sum()
         return loss_value(design @ at, y, loss) + beta * penalty
 
     here = value(point)
     for _ in range(max_steps):
         outputs = design @ point
-        parts = point.split(sizes)
+        parts = torch.split(point, sizes)
         norms = [part.norm().clamp_min(torch.finfo(x.dtype).tiny) for part in parts]
         gradient = design.T @ loss_gradient(outputs, y, loss)
         gradient = gradient + beta * torch.cat([part / norm for part, norm in zip(parts, norms, strict=True)])
@@ -99,7 +99,7 @@ def _newton(
         if loss == "logistic":
             margin = torch.sigmoid(-y * outputs)
             curvature = (margin * (1 - margin))[:, None] * design
-        hessian = design.T @ curvature + torch.block_diag(*bend)
+        hessian = design.T @ curvature + torch.block_diag(*bend)  # type: ignore[no-untyped-call]
         # a positive-dimensional set of optima makes it singular: the shortest step will do
         step = -torch.linalg.lstsq(hessian, gradient[:, None], driver="gelsd").solution[:, 0]
         length = 1.0
@@ -111,5 +111,5 @@ def _newton(
                 point = point + length * step
             break
         point, here = point + length * step, following
-    vectors = torch.stack([face @ part for face, part in zip(faces, point.split(sizes), strict=True)])
+    vectors = torch.stack([face @ part for face, part in zip(faces, torch.split(point, sizes), strict=True)])
     return blocks._replace(vectors=vectors)

@@ -9,8 +9,10 @@ with rows `u_j` of `weight`. `squared` is ``1/2 |z - y|^2`` and `logistic` is ``
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -89,7 +91,8 @@ def loss_value(z: Tensor, y: Tensor, loss: Loss) -> Tensor:
     """Sum of the per-sample losses of outputs `z`, shape (n,): a scalar, differentiable."""
     if loss == "squared":
         return 0.5 * (z - y).square().sum()
-    return softplus(-y * z).sum()
+    total: Tensor = softplus(-y * z).sum()
+    return total
 
 
 def loss_gradient(z: Tensor, y: Tensor, loss: Loss) -> Tensor:
@@ -109,7 +112,8 @@ def dual_value(nu: Tensor, y: Tensor, loss: Loss) -> Tensor:
     q = -y * nu
     if (q < 0).any() or (q > 1).any():
         return torch.tensor(-math.inf, dtype=nu.dtype)
-    return -(torch.special.xlogy(q, q) + torch.special.xlogy(1 - q, 1 - q)).sum()
+    entropy: Tensor = torch.special.xlogy(q, q) + torch.special.xlogy(1 - q, 1 - q)
+    return -entropy.sum()
 
 
 def import_scipy_optimize() -> Any:
@@ -140,13 +144,14 @@ def project_on_cone(c: Tensor, rows: Tensor) -> Tensor:
     matrix, target = rows.T.numpy(), -(c / size).numpy()
     best = c / size
     # nnls is fast and exact, but where many rows are tight it can stop at a wrong point; the others are slower
-    for solve in (
+    solvers: tuple[Callable[[], Any], ...] = (
         lambda: optimize.nnls(matrix, target, maxiter=30 * len(rows) + 100)[0],
         lambda: optimize.lsq_linear(matrix, target, bounds=(0, math.inf), method="bvls", tol=1e-15).x,
         lambda: optimize.lsq_linear(matrix, target, bounds=(0, math.inf), method="trf", tol=1e-15, max_iter=1000).x,
-    ):
+    )
+    for solve in solvers:
         try:
-            lam = torch.from_numpy(solve()).clamp_min(0)
+            lam = torch.from_numpy(np.maximum(solve(), 0.0))
         except RuntimeError:  # too many iterations
             continue
         point = c / size + rows.T @ lam

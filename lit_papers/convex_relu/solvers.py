@@ -136,7 +136,7 @@ def solve_relu(
         prices = price(x, nu, arrangements, beta, _BATCH)
         if len(prices.columns) == 0:
             break  # no block is worth adding: what gap is left is the conic solver's
-        active = torch.cat([columns, prices.columns]).unique()
+        active = torch.cat([columns, prices.columns]).unique()  # type: ignore[no-untyped-call]
         restricted = Arrangements(arrangements.patterns[:, active], arrangements.gates[:, active], exact=False)
         inner = solve_relu_program(x, y, beta, restricted, loss=loss)
         nu = inner.dual
@@ -163,8 +163,10 @@ class _Gated:
     def outputs(self, vectors: Tensor) -> Tensor:
         """``sum_i D_i x u_i`` by whichever product is smaller."""
         if vectors.shape[1] < vectors.shape[0]:
-            return ((self.x @ vectors) * self.gates).sum(1)
-        return ((self.gates @ vectors.T) * self.x).sum(1)
+            outputs: Tensor = ((self.x @ vectors) * self.gates).sum(1)
+        else:
+            outputs = ((self.gates @ vectors.T) * self.x).sum(1)
+        return outputs
 
     def adjoint(self, nu: Tensor) -> Tensor:
         return (self.x * nu[:, None]).T @ self.gates
@@ -178,7 +180,8 @@ class _Gated:
     def shrink(self, nu: Tensor, multipliers: Tensor, sigma: float) -> Tensor:
         raised = multipliers - sigma * self.adjoint(nu)
         threshold = sigma * self.beta
-        return raised * (1 - threshold / raised.norm(dim=0).clamp_min(threshold))
+        shrunk: Tensor = raised * (1 - threshold / raised.norm(dim=0).clamp_min(threshold))
+        return shrunk
 
     def newton(self, nu: Tensor, multipliers: Tensor, sigma: float, accuracy: float, max_steps: int = 50) -> Tensor:
         """Minimise the augmented dual over `nu` until its gradient is `accuracy` of the targets' norm."""
@@ -186,7 +189,8 @@ class _Gated:
 
         def value(at: Tensor) -> Tensor:
             excess = ((multipliers - sigma * self.adjoint(at)).norm(dim=0) - threshold).clamp_min(0)
-            return 0.5 * at.square().sum() + at @ self.y + excess.square().sum() / (2 * sigma)
+            height: Tensor = 0.5 * at.square().sum() + at @ self.y + excess.square().sum() / (2 * sigma)
+            return height
 
         here = value(nu)
         for _ in range(max_steps):

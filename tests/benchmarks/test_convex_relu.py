@@ -1,0 +1,151 @@
+"""Time and memory of the solvers and the enumeration, beside conic solvers, scnn and linear programs.
+
+Run with ``OMP_NUM_THREADS=1 pytest tests/benchmarks/test_convex_relu.py -m benchmark -s``: one thread, CPU seconds, all
+ratios within one run. `pyscnn` is optional (``pip install --no-deps pyscnn linalg_backends opt_einsum``).
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lit_papers.convex_relu.arrangements import Arrangements, enumerate_arrangements, sample_arrangements
+from lit_papers.convex_relu.certificates import gated_norms
+from lit_papers.convex_relu.programs import solve_gated_program, solve_relu_program
+from lit_papers.convex_relu.solution import Blocks, certify
+from lit_papers.convex_relu.solvers import solve_gated, solve_gated_fista, solve_relu
+from tests.convex_relu.small import load, normal, sampled
+from tests.convex_relu.test_arrangements import by_linear_programs
+
+pytestmark = pytest.mark.benchmark
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
+
+
+def by_scnn(x: Tensor, y: Tensor, beta: float, arrangements: Arrangements) -> tuple[float, Any]:
+    """R-FISTA of scnn, at the loosest of its tolerances that reaches a relative 1e-6 of ours."""
+    pytest.importorskip("scnn.optimize")
+    from scnn.metrics import Metrics
+    from scnn.models import ConvexGatedReLU
+    from scnn.optimize import optimize_model
+    from scnn.regularizers import NeuronGL1
+    from scnn.solvers import RFISTA
+
+    optimum = solve_gated(x, y, beta, arrangements, tol=1e-9).objective
+    for tol in (1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12):
+        model = ConvexGatedReLU(arrangements.gates.numpy())
+        solver, penalty = RFISTA(model, max_iters=20_000, tol=tol), NeuronGL1(beta / len(x))
+        start = time.process_time()
+        trained, _ = optimize_model(
+            model, solver, Metrics(metric_freq=1000), x.numpy(), y.numpy()[:, None], regularizer=penalty,
+            unitize_data=False, dtype="float64", return_convex=True,
+        )  # fmt: skip
+        seconds = time.process_time() - start
+        vectors = torch.as_tensor(np.asarray(trained.parameters[0])).double().reshape(len(arrangements), -1)
+        blocks = Blocks(torch.arange(len(vectors)), torch.ones(len(vectors)).double(), vectors)
+        gates = torch.as_tensor(np.asarray(trained.G)).double()  # in an order of its own
+        reordered = Arrangements(x @ gates > 0, gates, exact=False)
+        solution = certify(x, y, beta, reordered, blocks, status=f"tol {tol:.0e}", gated=True)
+        if solution.objective <= optimum * (1 + 1e-6):
+            return seconds, solution
+    return seconds, solution
+
+
+@pytest.mark.parametrize(("n", "d", "p"), [(200, 20, 100), (500, 50, 300)])
+def test_gated(n: int, d: int, p: int) -> None:
+    """To a relative 1e-6: conic solver, scnn, FISTA and the second-order method."""
+    torch.set_num_threads(1)
+    if n == 200:
+        problem = load("gated_n200_d20_p100")
+        x, y, beta, patterns = problem["x"], problem["y"], problem["beta"], sampled(problem)
+    else:
+        x, y = normal(n, d), normal(n, seed=1)
+        patterns = sample_arrangements(x, p, generator=torch.Generator().manual_seed(2))
+        beta = 0.1 * float(gated_norms(x, y, patterns.patterns).max())
+    solve_gated(x, y, beta, patterns)  # warm up
+    ours, found = min((timed(lambda: solve_gated(x, y, beta, patterns)) for _ in range(5)), key=lambda pair: pair[0])
+    fista, by_fista = timed(lambda: solve_gated_fista(x, y, beta, patterns))
+    conic, by_conic = timed(lambda: solve_gated_program(x, y, beta, patterns))
+    print(f"\ngated n={n} d={d} p={p}: ours {ours:.3f} s, gap {found.relative_gap:.1e}")
+    rows = [("FISTA", fista, by_fista), ("CLARABEL", conic, by_conic)]
+    try:
+        rows.append(("scnn R-FISTA", *by_scnn(x, y, beta, patterns)))
+    except pytest.skip.Exception:
+        print("  scnn is not installed")
+    for name, seconds, solution in rows:
+        above = solution.objective / found.lower_bound - 1
+        print(f"  {name}: {seconds:.3f} s, {seconds / ours:.1f} times ours, at most {above:.1e} above the optimum")
+    assert found.relative_gap <= 1e-6
+    assert conic >= 5 * ours
+
+
+_MEMORY = """
+import torch
+torch.set_num_threads(1)
+from lit_papers.convex_relu.arrangements import sample_arrangements
+from lit_papers.convex_relu.solvers import solve_gated
+
+def problem(n, d, p):
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
+    x = draw(n, d)
+    return x, draw(n), 2.0, sample_arrangements(x, p, generator=generator)
+
+def resident(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+generator = torch.Generator().manual_seed(0)
+solve_gated(*problem(50, 5, 20))
+arguments = problem(500, 50, 300)
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = resident("VmRSS")
+solve_gated(*arguments)
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read as Linux counts it")
+def test_memory() -> None:
+    """The peak of a fresh process over what it had before; one (n, d, p) tensor would have 57 MiB."""
+    answer = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, text=True, check=True)
+    extra = float(answer.stdout)
+    print(f"\nsolve_gated n=500 d=50 p=300: {extra:.1f} MiB more")
+    assert 0 < extra < 30
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 3), (20, 3)])
+def test_enumeration(n: int, d: int) -> None:
+    x = normal(n, d)
+    enumerate_arrangements(x)
+    ours, found = timed(lambda: enumerate_arrangements(x))
+    tree, patterns = timed(lambda: by_linear_programs(x))
+    assert len(found) == len(patterns)
+    times = tree / ours
+    print(f"\nenumeration n={n} d={d}: {len(found)} patterns, {ours * 1e3:.1f} ms; linear programs {times:.0f} times")
+    assert tree >= 5 * ours
+
+
+def test_largest_enumeration() -> None:
+    seconds, found = timed(lambda: enumerate_arrangements(normal(30, 5), max_patterns=60_000))
+    print(f"\nenumeration n=30 d=5: {len(found)} patterns, {seconds:.2f} s")
+    assert seconds < 10
+
+
+def test_relu() -> None:
+    """The active set against the conic solver on all patterns at once."""
+    x, y = normal(14, 4), normal(14, seed=1)
+    patterns = enumerate_arrangements(x)
+    active, found = timed(lambda: solve_relu(x, y, 0.3, patterns))
+    whole, same = timed(lambda: solve_relu_program(x, y, 0.3, patterns))
+    print(f"\nReLU n=14 d=4 p={len(patterns)}: active set {active:.2f} s, CLARABEL {whole:.2f} s")
+    assert found.objective == pytest.approx(same.objective, rel=1e-6)

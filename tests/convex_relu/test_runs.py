@@ -1,0 +1,49 @@
+"""The shipped configurations and the figures' command."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lit_papers.cli import main
+from lit_papers.convex_relu import figures
+
+
+def run(*arguments: str) -> int:
+    return main(["fit", "--config", *arguments, "--trainer.enable_progress_bar=false"])
+
+
+def metrics(folder: Path, key: str) -> list[float]:
+    with next(folder.rglob("metrics.csv")).open() as file:
+        return [float(row[key]) for row in csv.DictReader(file) if row.get(key)]
+
+
+def test_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("convex_relu/toy", "--trainer.max_epochs=101") == 0
+    gaps = metrics(tmp_path, "convex_relu/gap")
+    assert len(gaps) == 3
+    assert gaps[0] > 1 > 0.2 > gaps[-1] > 0
+    assert next(tmp_path.rglob("convex_gap.png")).stat().st_size > 10_000
+
+
+def test_breast_cancer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("convex_relu/breast_cancer", "--trainer.max_epochs=200") == 0
+    bounds = metrics(tmp_path, "convex_relu/lower_bound")
+    assert bounds == sorted(bounds)
+    assert 0 < bounds[-1] < metrics(tmp_path, "convex_relu/objective")[-1]
+    assert metrics(tmp_path, "val/accuracy")[-1] > 0.9
+
+
+def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures.main(["--out", str(tmp_path), "--steps", "20", "--seeds", "2"])
+    for name in ("path", "polytope", "certificate", "widths"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "optimum 2.6729151059, narrowest optimal network 4 neurons" in printed
+    assert sum(line.startswith("|") for line in printed.splitlines()) == 2 + len(figures.WIDTHS)
+    with pytest.raises(SystemExit):
+        figures.main(["--steps", "0"])
+    with pytest.raises(ValueError, match="two features"):
+        figures.plot_certificate(figures.gaussian())
