@@ -1,0 +1,1 @@
+"""Unsupervised continual learning and LUMP (Madaan et al., ICLR 2022)."""
