@@ -1,4 +1,4 @@
-"""The k-nearest-neighbour classifier on frozen features that scores representations (Wu et al. 2018), in little memory."""
+"""The nearest-neighbour classifier on frozen features that scores representations (Wu et al. 2018), in little memory."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The self-supervised objectives: SimSiam (Chen & He 2021) and Barlow Twins (Zbontar et al. 2021), with lightly's losses."""
+"""The self-supervised objectives, on lightly: SimSiam (Chen & He 2021) and Barlow Twins (Zbontar et al. 2021)."""
 
 import importlib
 from typing import Any, cast

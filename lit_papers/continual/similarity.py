@@ -97,9 +97,9 @@ class CKA(Metric):
 
     def compute(self) -> Tensor:
         """Scalar float64 tensor, in [0, 1]."""
-        n, x, y = self.n, self.x, self.y
         xx, yy, xy = (
-            getattr(self, a + b) - torch.outer(getattr(self, a), getattr(self, b)) / n for a, b in ("xx", "yy", "xy")
+            getattr(self, a + b) - torch.outer(getattr(self, a), getattr(self, b)) / self.n
+            for a, b in ("xx", "yy", "xy")
         )
         return xy.square().sum() / (xx.norm() * yy.norm())
 

@@ -66,7 +66,7 @@ def test_bad_input() -> None:
         forward_transfer(MATRIX, [0.5, 0.5])
     with pytest.raises(ValueError, match="num_tasks"):
         TaskAccuracy(0)
-    with pytest.raises(ValueError, match="`task` must be in 0..1, got 2"):
+    with pytest.raises(ValueError, match=r"`task` must be in 0\.\.1, got 2"):
         TaskAccuracy(2).update(torch.zeros(1), torch.zeros(1), after=0, task=2)
     with pytest.raises(ValueError, match="one shape"):
         TaskAccuracy(2).update(torch.zeros(1), torch.zeros(2), after=0, task=0)
