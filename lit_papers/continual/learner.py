@@ -71,11 +71,11 @@ class ContinualLearner(LightningModule, ABC):
         self._task = -1  # the one that was begun last
         self._step: Step | None = None
         self._bank: tuple[int, KNNClassifier] | None = None
-        self._built = False
+        self._prepared = False
 
     @abstractmethod
     def build_head(self, feature_dim: int) -> None:
-        """Make what comes behind the features, once their dimension is known."""
+        """Make ``head``, what comes behind the features; at once if the backbone knows its ``num_features``."""
 
     @abstractmethod
     def check_method(self) -> None:
@@ -115,17 +115,15 @@ class ContinualLearner(LightningModule, ABC):
             )
         if self.method.single_process and self.trainer.world_size > 1:
             raise MisconfigurationException(f"{name} selects its memory on one process, but there are several")
-        if self._built:
+        if self._prepared:
             return
         images, _ = next(iter(data.memory_dataloader(0)))
         example = self.plain(images[:2].to(self.device))
         self.backbone = self.method.prepare(self.backbone, example, data.num_tasks)
-        dim = getattr(self.backbone, "num_features", None)
-        if dim is None:
+        if not hasattr(self, "head"):
             with _evaluating(self.backbone), torch.no_grad():
-                dim = self.backbone(example).shape[1]
-        self.build_head(int(cast(int, dim)))
-        self._built = True
+                self.build_head(self.backbone(example).shape[1])
+        self._prepared = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD at a constant rate, one optimizer for the whole stream."""

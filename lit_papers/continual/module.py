@@ -64,6 +64,8 @@ class UnsupervisedContinual(ContinualLearner):
         self.objective = objective
         self.projection_dim = projection_dim
         self.head: nn.Module
+        if hasattr(self.backbone, "num_features"):
+            self.build_head(int(cast(int, self.backbone.num_features)))
 
     def build_head(self, feature_dim: int) -> None:
         """Projector and predictor."""
@@ -133,6 +135,8 @@ class SupervisedContinual(ContinualLearner):
             raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
         self.num_classes = num_classes
         self.head: nn.Module
+        if hasattr(self.backbone, "num_features"):
+            self.build_head(int(cast(int, self.backbone.num_features)))
 
     def build_head(self, feature_dim: int) -> None:
         """One linear layer for all classes."""
