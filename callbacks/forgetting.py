@@ -174,12 +174,13 @@ class Forgetting(Callback):
         figure, (axis,) = new_figure(1, 1)
         side = max(3.6, 0.42 * tasks)
         figure.set_size_inches(side + 1, side)
-        image = axis.imshow(percent, cmap="Greys", vmin=0, vmax=100)
+        low = min(90.0, 10 * (percent[~percent.isnan()].min().item() // 10))  # or a good stream would be all black
+        image = axis.imshow(percent, cmap="Greys", vmin=low, vmax=100)
         for row, column in (~percent.isnan()).nonzero().tolist():
             value = percent[row, column].item()
             axis.text(
                 column, row, f"{value:.0f}", ha="center", va="center", fontsize=8,
-                color="white" if value > 60 else "black",
+                color="white" if value > low + 0.55 * (100 - low) else "black",
             )  # fmt: skip
         axis.set_xticks(range(tasks))
         axis.set_yticks(range(tasks))

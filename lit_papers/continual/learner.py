@@ -119,8 +119,9 @@ class ContinualLearner(LightningModule, ABC):
             return
         images, _ = next(iter(data.memory_dataloader(0)))
         example = self.plain(images[:2].to(self.device))
-        self.backbone = self.method.prepare(self.backbone, example, data.num_tasks)
-        if not hasattr(self, "head"):
+        given = self.backbone
+        self.backbone = self.method.prepare(given, example, data.num_tasks)
+        if self.backbone is not given or not hasattr(self, "head"):
             with _evaluating(self.backbone), torch.no_grad():
                 self.build_head(self.backbone(example).shape[1])
         self._prepared = True
