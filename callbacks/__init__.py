@@ -7,4 +7,11 @@ from lit_papers.callbacks.interaction_strength import InteractionStrength
 from lit_papers.callbacks.neural_collapse import NeuralCollapse
 from lit_papers.callbacks.stride_complexity import StrideComplexity
 
-__all__ = ["CentralPath", "ConsensusDistance", "Forgetting", "InteractionStrength", "NeuralCollapse", "StrideComplexity"]
+__all__ = [
+    "CentralPath",
+    "ConsensusDistance",
+    "Forgetting",
+    "InteractionStrength",
+    "NeuralCollapse",
+    "StrideComplexity",
+]

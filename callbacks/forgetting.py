@@ -175,7 +175,7 @@ class Forgetting(Callback):
         side = max(3.6, 0.42 * tasks)
         figure.set_size_inches(side + 1, side)
         low = min(90.0, 10 * (percent[~percent.isnan()].min().item() // 10))  # or a good stream would be all black
-        image = axis.imshow(percent, cmap="Greys", vmin=low, vmax=100)
+        image = axis.imshow(percent.numpy(), cmap="Greys", vmin=low, vmax=100)
         for row, column in (~percent.isnan()).nonzero().tolist():
             value = percent[row, column].item()
             axis.text(

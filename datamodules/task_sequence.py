@@ -162,8 +162,9 @@ class TaskSequence(LightningDataModule):
         batches = TrainingBatches(data, self.batch_size, self.seed, epoch, rank, processes)
         if batches.dropped and task not in self._warned:
             self._warned.add(task)
+            which = "all tasks together" if self.multitask else f"task {task}"
             rank_zero_warn(
-                f"task {task}: the last batch of each epoch has {batches.dropped} of {len(data)} images, too few for "
+                f"{which}: the last batch of each epoch has {batches.dropped} of {len(data)} images, too few for "
                 "batch norm, and is left out; another `batch_size` would keep it"
             )
         return batches

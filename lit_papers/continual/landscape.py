@@ -34,7 +34,9 @@ class Landscape(NamedTuple):
             ImportError: matplotlib is missing.
         """
         figure, (axis,) = new_figure(1, 1)
-        contours = axis.contour(self.beta, self.alpha, self.loss, levels=12, cmap="viridis", linewidths=1)
+        contours = axis.contour(
+            self.beta.numpy(), self.alpha.numpy(), self.loss.numpy(), levels=12, cmap="viridis", linewidths=1
+        )
         axis.clabel(contours, fontsize=7)  # the numbers tell, where colours do not
         axis.plot(0, 0, "k+")
         axis.set_xlabel("step along direction 2 (filter norms)")

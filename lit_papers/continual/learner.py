@@ -128,9 +128,7 @@ class ContinualLearner(LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD at a constant rate, one optimizer for the whole stream."""
-        return torch.optim.SGD(
-            self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 

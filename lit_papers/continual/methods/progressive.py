@@ -46,7 +46,8 @@ class ProgressiveColumns(nn.Module):
         self.num_features = channels[-1]
         self.columns = nn.ModuleList([first, *(_fresh(first) for _ in range(num_tasks - 1))])
         self.laterals = nn.ModuleList(
-            nn.ModuleList([Lateral(task, width) for width in channels[:-1]] if task else []) for task in range(num_tasks)
+            nn.ModuleList([Lateral(task, width) for width in channels[:-1]] if task else [])
+            for task in range(num_tasks)
         )
         self.task = 0
 
