@@ -211,8 +211,8 @@ class Forgetting(Callback):
         missing = [key for key in keys if key not in found]
         if missing:
             raise MisconfigurationException(
-                f"Forgetting found no metric {missing[0]!r} at the end of a task: `metric`={self.metric!r} must be logged "
-                f"for each validation loader; there are {', '.join(sorted(found)) or 'none'}"
+                f"Forgetting found no metric {missing[0]!r} at the end of a task: `metric`={self.metric!r} must be "
+                f"logged for each validation loader; there are {', '.join(sorted(found)) or 'none'}"
             )
         return self._shared(trainer, [float(found[key]) for key in keys])
 

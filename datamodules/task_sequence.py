@@ -84,10 +84,10 @@ class TaskSequence(LightningDataModule):
         super().__init__()
         least = {"num_tasks": 1, "epochs_per_task": 1, "batch_size": 2, "eval_batch_size": 1, "seed": 0}
         least |= {"train_per_task": 1, "test_per_task": 1}
-        given = dict(
-            num_tasks=num_tasks, epochs_per_task=epochs_per_task, batch_size=batch_size,
-            eval_batch_size=eval_batch_size, seed=seed, train_per_task=train_per_task, test_per_task=test_per_task,
-        )  # fmt: skip
+        given = {
+            "num_tasks": num_tasks, "epochs_per_task": epochs_per_task, "batch_size": batch_size, "seed": seed,
+            "eval_batch_size": eval_batch_size, "train_per_task": train_per_task, "test_per_task": test_per_task,
+        }  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 check_integer(name, value, least=least[name])
@@ -192,7 +192,7 @@ class TaskSequence(LightningDataModule):
         assert trainer is not None  # noqa: S101
         # Not `epochs_per_task`: after a resume Lightning counts from the epoch of the resume (its issue 21492), and
         # would train the next task on the images of the one before.
-        trainer.reload_dataloaders_every_n_epochs = 1
+        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         wanted, total = trainer.fit_loop.max_epochs, self.total_epochs
         if wanted is None or wanted == -1 or wanted > total:
             trainer.fit_loop.max_epochs = total
@@ -215,11 +215,11 @@ class TaskSequence(LightningDataModule):
         if len(shapes) > 1:
             raise ValueError(f"images of all tasks must be of one shape, got {' and '.join(map(str, sorted(shapes)))}")
         if self._by_class:
-            self._classes = self._groups(torch.cat([images.labels for images in splits[0]]).unique().tolist())
+            self._classes = self._groups(_values(torch.cat([images.labels for images in splits[0]])))
             tasks = [[_of_classes(images, classes) for images in splits[0]] for classes in self._classes]
         else:
             tasks = splits
-            self._classes = [train.labels.unique().tolist() for train, _, _ in splits]
+            self._classes = [_values(train.labels) for train, _, _ in splits]
         for task, parts in enumerate(tasks):
             for part, name in zip(parts, ("training", "validation", "test"), strict=True):
                 if not len(part):
@@ -322,6 +322,10 @@ def _pixels(image: Any) -> Tensor:
     if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
         raise ValueError("images must be uint8, or floats in [0, 1]: normalising is the model's transform's part")
     return (image * 255).round().to(torch.uint8)
+
+
+def _values(labels: Tensor) -> list[int]:
+    return sorted(set(labels.tolist()))
 
 
 def _of_classes(data: TaskImages, classes: list[int]) -> TaskImages:

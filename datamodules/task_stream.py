@@ -25,6 +25,10 @@ class TaskImages:
         return len(self.labels)
 
 
+def _parts(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 class EvaluationBatches:
     """All images in a fixed order, or a rank's share of them.
 
@@ -46,7 +50,7 @@ class EvaluationBatches:
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in self.rows.split(self.batch_size):
+        for rows in _parts(self.rows, self.batch_size):
             yield self.data.images[rows], self.data.labels[rows]
 
 
@@ -75,7 +79,7 @@ class TrainingBatches:
         self.processes = processes
         entropy = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(int(entropy)))
-        batches = list(order.split(batch_size * processes))
+        batches = _parts(order, batch_size * processes)
         self.dropped = len(batches.pop()) if len(batches[-1]) < 2 * processes else 0
         self.batches = batches
         self.position = 0

@@ -252,7 +252,7 @@ class SSLTransform(nn.Module):
         n = len(images)
         flip = torch.rand(n, generator=generator) < self.flip_p
         if self.padding is None:
-            boxes = sample_boxes(n, *images.shape[2:], scale=self.scale, generator=generator)
+            boxes = sample_boxes(n, images.shape[2], images.shape[3], self.scale, generator=generator)
             images = resized_crop(images, boxes, self.size, flip)
         else:
             images = self._shifted(images, flip, self.padding, generator)

@@ -1,5 +1,7 @@
 """A small network without batch norm, whose running statistics would follow the last task alone."""
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -26,7 +28,7 @@ class SmallCNN(nn.Module):
         channels = (in_channels, width, 2 * width)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(below, above, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-            for below, above in zip(channels, channels[1:], strict=False)
+            for below, above in itertools.pairwise(channels)
         )
         self.pool = nn.AdaptiveAvgPool2d(4)
         self.num_features = 16 * channels[-1]

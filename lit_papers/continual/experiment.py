@@ -105,7 +105,8 @@ def run(config: str, method: str, seed: int, folder: Path, ood: Sequence[str], o
     with (folder / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             cli = PapersCLI("experiment", [*arguments, f"--trainer.default_root_dir={folder}"])
-            (forgetting,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "Forgetting"]
+            callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+            (forgetting,) = [c for c in callbacks if type(c).__name__ == "Forgetting"]
             found = cli.trainer.callback_metrics
             knn = [float(value) for name, value in found.items() if name.startswith("val/knn_accuracy")]
             transfer = {name: _transfer(cli, name) for name in ood}

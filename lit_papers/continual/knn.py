@@ -1,4 +1,4 @@
-"""The nearest-neighbour classifier on frozen features that scores representations (Wu et al. 2018), in little memory."""
+"""The nearest-neighbour classifier that scores frozen features (Wu et al. 2018), in little memory."""
 
 import torch
 from torch import Tensor
@@ -98,7 +98,8 @@ def _lengths(features: Tensor, name: str) -> Tensor:
     lengths = torch.linalg.vector_norm(features, dim=1)  # NaN and infinity show in it, without a mask of all numbers
     if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"features of the `{name}` are not finite (NaN or infinite)")
-    return lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    floor: Tensor = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    return floor
 
 
 class KNNClassifier:
@@ -152,7 +153,7 @@ class KNNClassifier:
         Raises:
             RuntimeError: the bank is empty.
         """
-        return self._bank()[1].unique()
+        return torch.tensor(sorted(set(self._bank()[1].tolist())))
 
     def predict(self, query: Tensor) -> Tensor:
         """The class that has most of the neighbours' weight; of equals, the lowest.
@@ -168,12 +169,14 @@ class KNNClassifier:
             ValueError: the features are not finite.
         """
         bank, labels = self._bank()
-        classes, numbers = labels.unique(return_inverse=True)
+        classes = self.classes.to(labels.device)
+        numbers = torch.searchsorted(classes, labels)
         scores = knn_scores(query, bank, numbers, len(classes), self.k, self.temperature, self.max_bytes)
         winners = scores == scores.amax(dim=1, keepdim=True)
         # argmax does not promise the first of equals
         ranks = torch.arange(len(classes), device=scores.device).expand_as(scores)
-        return classes[ranks.where(winners, len(classes)).amin(dim=1)]
+        first: Tensor = ranks.where(winners, len(classes)).amin(dim=1)
+        return classes[first]
 
     def _bank(self) -> tuple[Tensor, Tensor]:
         if not self._features:

@@ -270,7 +270,7 @@ class ContinualLearner(LightningModule, ABC):
         view = self.plain(images.to(self.device))
         with _evaluating(self.backbone):
             if isinstance(self.backbone, ProgressiveColumns):
-                return self.backbone(view, task)
+                return cast(Tensor, self.backbone(view, task))
             return cast(Tensor, self.backbone(view))
 
     def on_validation_epoch_start(self) -> None:

@@ -42,8 +42,13 @@ def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> Tensor:
         return _unbiased(gram_x, gram_y) / (_unbiased(gram_x, gram_x) * _unbiased(gram_y, gram_y)).sqrt()
     if x.shape[1] + y.shape[1] > len(x):  # the cheaper of two equal forms
         gram_x, gram_y = x @ x.T, y @ y.T
-        return (gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm())
-    return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+        return _aligned(gram_x, gram_y, (gram_x * gram_y).sum())
+    return _aligned(x.T @ x, y.T @ y, (y.T @ x).square().sum())
+
+
+def _aligned(x: Tensor, y: Tensor, shared: Tensor) -> Tensor:
+    similarity: Tensor = shared / (torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y))
+    return similarity
 
 
 def _centered(x: Tensor) -> Tensor:
@@ -74,6 +79,12 @@ class CKA(Metric):
     """
 
     full_state_update = False
+    n: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    yy: Tensor
+    xy: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -97,11 +108,11 @@ class CKA(Metric):
 
     def compute(self) -> Tensor:
         """Scalar float64 tensor, in [0, 1]."""
+        x, y, n = self.x, self.y, self.n
         xx, yy, xy = (
-            getattr(self, a + b) - torch.outer(getattr(self, a), getattr(self, b)) / self.n
-            for a, b in ("xx", "yy", "xy")
+            products - torch.outer(a, b) / n for products, a, b in ((self.xx, x, x), (self.yy, y, y), (self.xy, x, y))
         )
-        return xy.square().sum() / (xx.norm() * yy.norm())
+        return _aligned(xx, yy, xy.square().sum())
 
 
 def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The forgetting evaluator in a stranger's project with three validation loaders."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,8 @@ def test_one_loader_has_a_plain_name(tmp_path: Path) -> None:
 def test_nothing_is_known_at_first() -> None:
     callback = Forgetting("acc", 1)
     assert callback.matrix.shape == (0, 0)
-    assert all(torch.tensor(value).isnan() for value in (callback.average_accuracy, callback.forgetting,
-                                                         callback.backward_transfer, callback.forward_transfer))  # fmt: skip
+    names = ("average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
+    assert all(math.isnan(getattr(callback, name)) for name in names)
     with pytest.raises(RuntimeError, match="nothing to draw"):
         callback.plot()
 

@@ -168,11 +168,9 @@ def test_refusals(tmp_path: Path) -> None:
         trainer(tmp_path).fit(
             unsupervised(PNN(), backbone=nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), datamodule=stream()
         )
+    few = SupervisedContinual(4, backbone=supervised().backbone, transform=SSLTransform(8, mean=(0.0,), std=(1.0,)))
     with pytest.raises(ValueError, match="`num_classes`=4, but the tasks have labels up to 5"):
-        module = SupervisedContinual(
-            4, backbone=supervised().backbone, transform=SSLTransform(8, mean=(0.0,), std=(1.0,))
-        )
-        trainer(tmp_path).fit(module, datamodule=stream())
+        trainer(tmp_path).fit(few, datamodule=stream())
     for wrong in ({"lr": 0.0}, {"objective": "other"}, {"projection_dim": 0}, {"knn_k": 0}, {"seed": -1},
                   {"knn_k": "all"}, {"knn_temperature": 0.0}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong)).removeprefix("knn_")):

@@ -93,7 +93,7 @@ def test_an_epoch_has_each_image_once_in_an_order_of_its_own() -> None:
     data = TaskImages(torch.zeros(22, 1), torch.arange(22))
     epochs = [[y.tolist() for _, y in TrainingBatches(data, 4, seed=1, epoch=epoch)] for epoch in (0, 0, 1)]
     assert epochs[0] == epochs[1] != epochs[2]
-    assert sorted(sum(epochs[0], [])) == list(range(22))
+    assert sorted(number for batch in epochs[0] for number in batch) == list(range(22))
     assert [len(batch) for batch in epochs[0]] == [4, 4, 4, 4, 4, 2]
 
 

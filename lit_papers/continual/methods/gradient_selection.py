@@ -148,8 +148,8 @@ def _gradients(learner: Learner, images: Tensor, labels: Tensor) -> Iterator[Ten
     each = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
     at_once = max(1, _GRADIENT_NUMBERS // sum(weight.numel() for weight in weights.values()))
     views = learner.plain(images)
-    for some, theirs in zip(views.split(at_once), labels.split(at_once), strict=True):
-        found = each(weights, some, theirs)
+    for start in range(0, len(views), at_once):
+        found = each(weights, views[start : start + at_once], labels[start : start + at_once])
         yield nn.functional.normalize(torch.cat([g.flatten(1) for g in found.values()], dim=1))
 
 

@@ -79,10 +79,10 @@ class AGEM(Method):
         grad = torch.cat([gradient.flatten() for gradient, _ in pairs])
         reference = torch.cat([reference.flatten() for _, reference in pairs])
         projected = project_gradient(grad, reference)
-        for gradient, part in zip(
-            [gradient for gradient, _ in pairs], projected.split([g.numel() for g, _ in pairs]), strict=True
-        ):
-            gradient.copy_(part.view_as(gradient))
+        start = 0
+        for gradient, _ in pairs:
+            gradient.copy_(projected[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
 
     def samples_per_task(self, num_tasks: int) -> int:
         """An equal share of the memory.

@@ -14,10 +14,10 @@ State = dict[str, Tensor]
 class SI(Method):
     r"""A quadratic penalty on weights, each by what it contributed to the decrease of earlier losses.
 
-    In each step a weight's contribution grows by :math:`\omega \mathrel{+}= g\,(\theta_{before} - \theta_{after})`, with
-    the gradient g of the task's loss alone. At the end of a task :math:`\Omega \mathrel{+}= \omega / ((\theta -
-    \theta^*)^2 + \xi)` and :math:`\theta^* = \theta`; the loss gets :math:`c \sum \Omega (\theta - \theta^*)^2` (Zenke et
-    al., eq. 4 and 5).
+    In each step a weight's contribution grows by :math:`\omega \mathrel{+}= g\,(\theta_{before} - \theta_{after})`,
+    with the gradient g of the task's loss alone. At the end of a task :math:`\Omega \mathrel{+}= \omega / ((\theta -
+    \theta^*)^2 + \xi)` and :math:`\theta^* = \theta`; the loss gets :math:`c \sum \Omega (\theta - \theta^*)^2`
+    (Zenke et al., eq. 4 and 5).
 
     It also works alone, on any network, in any loop::
 
