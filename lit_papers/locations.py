@@ -66,6 +66,17 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+# What `TaskSequence` calls data sets, and the data modules that read them.
+SHORT_NAMES: dict[str, str] = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny_imagenet": "TinyImageNet",
+}
+
+
 @dataclass(frozen=True)
 class Tree:
     """How a data set of many files is called.

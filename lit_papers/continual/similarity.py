@@ -156,3 +156,31 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
     if silent:
         raise ValueError(f"{', '.join(silent)} did not run in the forward pass")
     return {name: found[name] for name in layers}
+
+
+def layer_similarity(
+    first: nn.Module, second: nn.Module, inputs: Tensor, layers: Sequence[str], debiased: bool = False
+) -> Tensor:
+    """Linear CKA of each layer of a network with each of another, on the same inputs.
+
+    The diagonal says how alike two networks are that were trained independently (Madaan et al., section 5.3).
+
+    Args:
+        first: a network.
+        second: another, with the same names of submodules.
+        inputs: of both.
+        layers: names as in ``first.named_modules()``.
+        debiased: as in `linear_cka`.
+
+    Returns:
+        float64 ``(L, L)``: layers of the first network in rows, of the second in columns.
+
+    Raises:
+        ValueError: there is no such submodule, or there are too few inputs.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> layer_similarity(net, net, torch.randn(9, 2), ["0", "1"]).diagonal()
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    rows, columns = (list(layer_features(net, inputs, layers).values()) for net in (first, second))
+    return torch.stack([torch.stack([linear_cka(x, y, debiased) for y in columns]) for x in rows])

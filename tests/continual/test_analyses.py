@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from lit_papers.continual.figures import feature_map_figure
 from lit_papers.continual.landscape import filter_normalized_direction, loss_landscape
 from lit_papers.continual.losses import BarlowTwins, SimSiam, barlow_twins_loss, simsiam_loss
 from lit_papers.continual.resnet import ResNet
-from lit_papers.continual.similarity import CKA, layer_features, linear_cka
+from lit_papers.continual.similarity import CKA, layer_features, layer_similarity, linear_cka
 
 
 def orthonormal(rows: int, columns: int) -> torch.Tensor:
@@ -171,3 +172,28 @@ def test_landscape_refuses_bad_arguments() -> None:
     for wrong in ({"steps": 1}, {"span": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             loss_landscape(nn.Linear(1, 1), lambda m: m.weight.sum(), **wrong)
+
+
+def test_layers_of_two_networks_are_compared() -> None:
+    torch.manual_seed(0)
+    first, second, images = ResNet(1, 4, (1, 1)), ResNet(1, 4, (1, 1)), torch.randn(20, 1, 8, 8)
+    layers = ["stages.0", "stages.2"]
+    found = layer_similarity(first, second, images, layers)
+    assert found.shape == (2, 2)
+    left, right = (layer_features(net, images, layers) for net in (first, second))
+    assert found[0, 1].item() == pytest.approx(linear_cka(left["stages.0"], right["stages.2"]).item())
+    torch.testing.assert_close(layer_similarity(first, first, images, layers).diagonal(), torch.ones(2).double())
+
+
+def test_feature_maps_are_drawn_strongest_first() -> None:
+    maps = torch.zeros(2, 3, 4, 4)
+    maps[1, 2] = 5.0
+    drawn = feature_map_figure({"stem": maps, "stage": torch.randn(2, 8, 2, 2)}, sample=1, channels=4)
+    assert len(drawn.axes) == 8
+    assert drawn.axes[0].get_title() == "channel 2"
+    assert drawn.axes[4].get_ylabel() == "stage"
+    assert not drawn.axes[3].get_visible()
+    with pytest.raises(ValueError, match="not maps"):
+        feature_map_figure({"head": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match="`sample`"):
+        feature_map_figure({"stem": maps}, sample=2)
