@@ -58,7 +58,7 @@ class TaskSequence(LightningDataModule):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range, the number of tasks does not fit, ``class_order`` is no permutation
-            of the classes, or a task has no images (the last three at ``setup``).
+            of the classes, or a task has no images, or none of a class (all but the first at ``setup``).
         MissingDataError: the files were not found (at ``prepare_data`` and ``setup``), a FileNotFoundError.
 
     >>> data = TaskSequence("digits", num_tasks=5, batch_size=64)
@@ -225,9 +225,23 @@ class TaskSequence(LightningDataModule):
                 if not len(part):
                     raise ValueError(f"task {task} (classes {self._classes[task]}) has no {name} images")
         self._train, self._val, self._test = (
-            [_first(parts[i], self.train_per_task if i == 0 else self.test_per_task) for parts in tasks]
+            [
+                self._first(parts[i], task, ("train_per_task", "test_per_task")[i > 0])
+                for task, parts in enumerate(tasks)
+            ]
             for i in range(3)
         )
+
+    def _first(self, data: TaskImages, task: int, limit: str) -> TaskImages:
+        count = getattr(self, limit)
+        kept = TaskImages(data.images[:count], data.labels[:count])
+        lost = sorted(set(_values(data.labels)) - set(_values(kept.labels)))
+        if lost:  # as in folders, where one class comes after the other
+            raise ValueError(
+                f"`{limit}`={count} leaves task {task} without images of class {', '.join(map(str, lost))}, which come "
+                "later in the files: keep more, or limit the data module instead (`samples_per_class`)"
+            )
+        return kept
 
     def _groups(self, labels: list[int]) -> list[list[int]]:
         order = labels if self.class_order is None else list(self.class_order)
@@ -331,10 +345,6 @@ def _values(labels: Tensor) -> list[int]:
 def _of_classes(data: TaskImages, classes: list[int]) -> TaskImages:
     rows = torch.isin(data.labels, torch.tensor(classes))
     return TaskImages(data.images[rows], data.labels[rows])
-
-
-def _first(data: TaskImages, count: int | None) -> TaskImages:
-    return TaskImages(data.images[:count], data.labels[:count])
 
 
 def _together(tasks: list[TaskImages]) -> TaskImages:

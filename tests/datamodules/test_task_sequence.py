@@ -43,7 +43,9 @@ def test_classes_come_in_groups() -> None:
     ordered = stream(class_order=[3, 0, 1, 2])
     assert ordered.classes(0) == [3, 0]
     assert numbers(ordered.memory_dataloader(0)) == [*range(6), *range(21, 30)]
-    assert stream(train_per_task=5, test_per_task=3).memory_dataloader(1).data.labels.tolist() == [2] * 5
+    first = stream(train_per_task=10, test_per_task=9)
+    assert first.memory_dataloader(1).data.labels.tolist() == [2] * 8 + [3] * 2
+    assert [len(loader.data) for loader in first.test_dataloader()] == [9, 9]
 
 
 def test_tasks_of_epochs() -> None:
@@ -199,6 +201,8 @@ def test_what_is_cut_is_told(tmp_path: Path) -> None:
     ("options", "says"),
     [
         ({"num_tasks": 3}, "`num_tasks`=3 does not divide the 4 classes"),
+        ({"train_per_task": 8}, "`train_per_task`=8 leaves task 1 without images of class 3"),
+        ({"test_per_task": 6}, "`test_per_task`=6 leaves task 0 without images of class 1"),
         ({"class_order": [0, 1, 2]}, "`class_order`"),
         ({"class_order": [0, 1, 2, 2]}, "`class_order`"),
         ({"dataset": (pair({0: 3, 1: 3})[0], pair({0: 3, 1: 3, 2: 3, 3: 3})[1])}, r"task 1 .* no training images"),
