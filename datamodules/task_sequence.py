@@ -20,7 +20,8 @@ from lit_papers.datamodules.tiny_imagenet import TinyImageNet
 from lit_papers.datamodules.torchvision_sets import CIFAR10, CIFAR100
 from lit_papers.locations import LAYOUTS, MissingDataError, own_place
 
-Source = str | ImageDataModule[Any] | tuple[Dataset[Any], Dataset[Any]]
+# not ImageDataModule[Any]: the command line would not build a child of a generic class
+Source = str | LightningDataModule | tuple[Dataset[Any], Dataset[Any]]
 
 
 class TaskSequence(LightningDataModule):

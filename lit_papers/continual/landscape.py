@@ -35,7 +35,7 @@ class Landscape(NamedTuple):
         """
         figure, (axis,) = new_figure(1, 1)
         contours = axis.contour(
-            self.beta.numpy(), self.alpha.numpy(), self.loss.numpy(), levels=12, cmap="viridis", linewidths=1
+            self.beta.numpy(), self.alpha.numpy(), self.loss.numpy(), levels=12, colors="black", linestyles="solid", linewidths=0.8
         )
         axis.clabel(contours, fontsize=7)  # the numbers tell, where colours do not
         axis.plot(0, 0, "k+")
