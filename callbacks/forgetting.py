@@ -223,6 +223,8 @@ class Forgetting(Callback):
 
     def _shared(self, trainer: Trainer, row: list[float]) -> list[float]:
         """The mean over processes: where the module synchronised, each has it already."""
+        if trainer.world_size == 1:
+            return row
         values = torch.tensor(row, dtype=torch.float64, device=trainer.strategy.root_device)
         return list(trainer.strategy.reduce(values, reduce_op="mean").tolist())
 

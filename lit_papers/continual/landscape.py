@@ -35,8 +35,9 @@ class Landscape(NamedTuple):
         """
         figure, (axis,) = new_figure(1, 1)
         contours = axis.contour(
-            self.beta.numpy(), self.alpha.numpy(), self.loss.numpy(), levels=12, colors="black", linestyles="solid", linewidths=0.8
-        )
+            self.beta.numpy(), self.alpha.numpy(), self.loss.numpy(), levels=12, colors="black",
+            linestyles="solid", linewidths=0.8,
+        )  # fmt: skip
         axis.clabel(contours, fontsize=7)  # the numbers tell, where colours do not
         axis.plot(0, 0, "k+")
         axis.set_xlabel("step along direction 2 (filter norms)")

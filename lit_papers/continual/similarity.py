@@ -179,8 +179,9 @@ def layer_similarity(
         ValueError: there is no such submodule, or there are too few inputs.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> layer_similarity(net, net, torch.randn(9, 2), ["0", "1"]).diagonal()
-    tensor([1., 1.], dtype=torch.float64)
+    >>> similarity = layer_similarity(net, net, torch.randn(9, 2), ["0", "1"])
+    >>> similarity.shape, round(similarity[0, 0].item(), 6)
+    (torch.Size([2, 2]), 1.0)
     """
     rows, columns = (list(layer_features(net, inputs, layers).values()) for net in (first, second))
     return torch.stack([torch.stack([linear_cka(x, y, debiased) for y in columns]) for x in rows])

@@ -73,7 +73,7 @@ class GradientBuffer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The content, for ``state_dict``."""
-        return dict(self._data)
+        return {name: field.clone() for name, field in self._data.items()}  # rows are overwritten in place
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up the content of a ``state_dict``."""

@@ -129,7 +129,9 @@ class SI(Method):
         self._path[name] = self._of(self._path, name, contribution) + contribution
 
     def _of(self, state: State, name: str, like: Tensor) -> Tensor:
-        return state[name].to(like.device)  # a checkpoint is loaded to the CPU
+        if state[name].device != like.device:  # a checkpoint is loaded to the CPU
+            state[name] = state[name].to(like.device)
+        return state[name]
 
     def get_extra_state(self) -> dict[str, State]:
         """Importance, contributions and anchor, for ``state_dict``: they come with the network, not with us."""
