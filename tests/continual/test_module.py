@@ -250,3 +250,38 @@ def test_other_data_sets_are_judged_by_neighbours(tmp_path: Path) -> None:
     assert like(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (1, 16, 16)).shape == (1, 1, 16, 16)
     with pytest.raises(ValueError, match="4 channels"):
         like(torch.zeros(1, 4, 8, 8), (3, 8, 8))
+
+
+@pytest.mark.parametrize("method", [Finetune, SI, PNN, DER], ids=lambda method: method.__name__)
+def test_methods_with_the_other_objective(method: type[Method], tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.fit(unsupervised(method(), objective="barlow_twins"), datamodule=stream(epochs_per_task=1))
+    assert run.callback_metrics["train/loss"].item() >= 0
+
+
+def test_validating_first_gives_the_baseline(tmp_path: Path) -> None:
+    module, matrix = unsupervised(), Forgetting()
+    run = trainer(tmp_path, [matrix])
+    run.validate(module, datamodule=stream(), verbose=False)
+    assert len(matrix.baseline) == 3
+    run.fit(module, datamodule=stream())
+    assert matrix.forward_transfer == pytest.approx(
+        sum(matrix.matrix[i - 1, i].item() - matrix.baseline[i] for i in (1, 2)) / 2, abs=1e-6
+    )
+
+
+class SameEverywhere(Callback):
+    """Fails the fit of a process whose weights are not those of the first."""
+
+    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
+        for name, weight in module.named_parameters():
+            first = weight.detach().clone()
+            torch.distributed.broadcast(first, src=0)
+            assert torch.equal(first, weight), name
+
+
+@pytest.mark.parametrize("method", [SI, PNN], ids=lambda method: method.__name__)
+def test_other_methods_train_on_two_processes(method: type[Method], tmp_path: Path) -> None:
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork", find_unused_parameters=method is PNN)
+    run = trainer(tmp_path, [SameEverywhere()], devices=2, strategy=strategy)
+    run.fit(unsupervised(method()), datamodule=stream(train_per_task=20))
