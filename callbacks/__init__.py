@@ -3,8 +3,17 @@
 from lit_papers.callbacks.central_path import CentralPath
 from lit_papers.callbacks.consensus_distance import ConsensusDistance
 from lit_papers.callbacks.convex_gap import ConvexGap
+from lit_papers.callbacks.forgetting import Forgetting
 from lit_papers.callbacks.interaction_strength import InteractionStrength
 from lit_papers.callbacks.neural_collapse import NeuralCollapse
 from lit_papers.callbacks.stride_complexity import StrideComplexity
 
-__all__ = ["CentralPath", "ConsensusDistance", "ConvexGap", "InteractionStrength", "NeuralCollapse", "StrideComplexity"]
+__all__ = [
+    "CentralPath",
+    "ConsensusDistance",
+    "ConvexGap",
+    "Forgetting",
+    "InteractionStrength",
+    "NeuralCollapse",
+    "StrideComplexity",
+]

@@ -32,6 +32,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, targets: Tensor, mean: Sequence[float], std: Sequence[float], white: int = 255) -> None:
         self.targets = targets
+        self.white = white
         self._mean = white * torch.tensor(mean).view(-1, 1, 1)  # (C, 1, 1)
         self._std = white * torch.tensor(std).view(-1, 1, 1)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from lit_papers.locations import SHORT_NAMES
+
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 _HEADER_KEYS = ("paper", "shows", "time")
 
@@ -24,7 +26,8 @@ class ShippedConfig:
         paper: authors and venue.
         shows: one line, what a reader sees when it has run.
         time: rough duration and the machine it refers to.
-        data_class: import path of the data module, or None where the model brings its data.
+        data_class: import path of the data module, or the name of the one that a stream reads; None where the model
+            brings its data.
         data_root: the ``root`` the file gives to the data module, if any.
     """
 
@@ -83,10 +86,11 @@ def describe(name: str) -> ShippedConfig:
         raise ValueError(f"{path} must begin with the comments {', '.join(f'`# {key}: ...`' for key in missing)}")
     data: dict[str, Any] = yaml.safe_load(text).get("data") or {}
     data = (data.get("init_args") or {}).get("datamodule") or data  # a wrapper such as Sharded has no data of its own
+    options = data.get("init_args") or {}
     return ShippedConfig(
         name=name,
         path=path,
         **{key: header[key] for key in _HEADER_KEYS},
-        data_class=data.get("class_path"),
-        data_root=(data.get("init_args") or {}).get("root"),
+        data_class=SHORT_NAMES.get(str(options.get("dataset")), data.get("class_path")),
+        data_root=options.get("root"),
     )

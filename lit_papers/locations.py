@@ -66,6 +66,17 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+# What `TaskSequence` calls data sets, and the data modules that read them.
+SHORT_NAMES: dict[str, str] = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny_imagenet": "TinyImageNet",
+}
+
+
 @dataclass(frozen=True)
 class Tree:
     """How a data set of many files is called.
@@ -200,6 +211,10 @@ def is_present(name: str, root: str | Path | None = None) -> bool | None:
     if name == "Components":
         return True  # made by the model
     if name == "Digits":
+        return find_spec("sklearn") is not None
+    if name == "GaussianRegression":
+        return True  # drawn
+    if name == "BreastCancer":
         return find_spec("sklearn") is not None
     if name == "Adult":
         return find_spec("shapiq") is not None

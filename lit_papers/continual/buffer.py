@@ -1,0 +1,165 @@
+"""A uniform sample of everything that was ever offered, the same for any number of processes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class ReservoirBuffer(nn.Module):
+    """Keeps a uniform random subset of a stream of rows (reservoir sampling, Vitter 1985), by ranking random keys.
+
+    Each row gets a key from a counter-based generator, Philox of ``seed`` and the number of the `add` call; the rows
+    with the ``size`` smallest keys stay. There is thus no random state to save. If ``torch.distributed`` is
+    initialised, `add` is collective: rows of all ranks count in the order of the ranks, and every rank ends with the
+    content that one process would have. The content travels in ``state_dict()``.
+
+    Args:
+        size: rows to keep, at least 1.
+        seed: of the keys, at least 0.
+
+    Attributes:
+        seen: rows offered so far, on all ranks.
+
+    Raises:
+        ValueError: ``size`` or ``seed`` is out of range.
+
+    >>> buffer = ReservoirBuffer(2)
+    >>> buffer.add(images=torch.arange(10), labels=torch.zeros(10))
+    >>> len(buffer), buffer.seen, sorted(buffer.data)
+    (2, 10, ['images', 'labels'])
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"`size` of the buffer must be at least 1, got {size}")
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {seed}")
+        self.size = size
+        self.seed = seed
+        self.seen = 0
+        self._calls = 0
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._data: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """The rows by field, ordered by ascending key; empty when there are none."""
+        return self._data if len(self) else {}
+
+    @torch.no_grad()
+    def add(self, **fields: Tensor) -> None:
+        """Offer rows.
+
+        Args:
+            fields: tensors with one first dimension, the same names in every call; dtypes are kept.
+
+        Raises:
+            ValueError: lengths differ, or there are other names than before.
+        """
+        rows = self._check(fields)
+        counts = _gather_counts(rows, next(iter(fields.values())).device)
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, self._calls]))
+        keys = torch.from_numpy(generator.random(sum(counts)))  # (all rows,) float64
+        first = sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
+        keys = keys[first : first + rows]
+        # no row beyond the last key, or beyond the best of this rank, can stay
+        bar = self._keys[-1] if len(self) == self.size else torch.inf
+        candidates = (keys < bar).nonzero().flatten()
+        candidates = candidates[keys[candidates].argsort()[: self.size]]
+        keys = _gather(keys[candidates], len(counts), next(iter(fields.values())).device).cpu()
+        offered = {
+            name: _gather(field.detach()[candidates.to(field.device)], len(counts), field.device)
+            for name, field in fields.items()
+        }
+        self._calls += 1
+        self.seen += sum(counts)
+        if not len(keys):
+            return
+        keys = torch.cat([self._keys, keys])
+        order = keys.argsort()[: self.size]
+        for name, field in offered.items():
+            old = self._data.get(name)
+            together = field if old is None else torch.cat([old.to(field.device), field])
+            self._data[name] = together[order.to(field.device)]
+        self._keys = keys[order]
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw rows: without replacement if there are enough, else with.
+
+        Args:
+            n: rows to draw, at least 1.
+            generator: of the draw, on the CPU; None is torch's own.
+
+        Returns:
+            The drawn rows by field, ``n`` of each.
+
+        Raises:
+            ValueError: ``n`` is below 1.
+            RuntimeError: the buffer is empty.
+        """
+        if n < 1:
+            raise ValueError(f"`n` must be at least 1, got {n}")
+        if not len(self):
+            raise RuntimeError("the buffer is empty: `add` rows before you `sample`")
+        if n <= len(self):
+            rows = torch.randperm(len(self), generator=generator)[:n]
+        else:
+            rows = torch.randint(len(self), (n,), generator=generator)
+        return {name: field[rows.to(field.device)] for name, field in self._data.items()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The content, for ``state_dict``: registered buffers would be broadcast by DDP, and cannot grow."""
+        return {"keys": self._keys, "data": dict(self._data), "seen": self.seen, "calls": self._calls}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up the content of a ``state_dict``.
+
+        Raises:
+            ValueError: it has more rows than this buffer may hold.
+        """
+        if len(state["keys"]) > self.size:
+            raise ValueError(f"the saved buffer has {len(state['keys'])} rows, more than `size`={self.size}")
+        self._keys = state["keys"].cpu()
+        self._data = dict(state["data"])
+        self.seen, self._calls = state["seen"], state["calls"]
+
+    def _check(self, fields: dict[str, Tensor]) -> int:
+        if not fields:
+            raise ValueError("`add` needs at least one field, such as images=...")
+        if self._data and fields.keys() != self._data.keys():
+            odd = sorted(fields.keys() ^ self._data.keys())
+            raise ValueError(f"the buffer has the fields {sorted(self._data)}: {', '.join(odd)} does not fit")
+        (first, rows), *others = ((name, len(field)) for name, field in fields.items())
+        for name, length in others:
+            if length != rows:
+                raise ValueError(f"the field {name} has {length} rows, but {first} has {rows}")
+        return rows
+
+
+def _gather_counts(rows: int, device: torch.device) -> list[int]:
+    """Rows on each rank."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [rows]
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = rows
+    dist.all_reduce(counts)
+    return [int(count) for count in counts]
+
+
+def _gather(rows: Tensor, ranks: int, device: torch.device) -> Tensor:
+    """The rows of all ranks, in the order of the ranks."""
+    if ranks == 1:
+        return rows
+    counts = _gather_counts(len(rows), device)
+    padded = rows.new_zeros(max(counts), *rows.shape[1:]).to(device)  # collectives want one shape
+    padded[: len(rows)] = rows.to(device)
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

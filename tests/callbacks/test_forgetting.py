@@ -1,0 +1,237 @@
+"""The forgetting evaluator in a stranger's project with three validation loaders."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, Subset
+
+from lit_papers.callbacks import Forgetting
+from lit_papers.continual import metrics
+from tests import guest
+
+TASKS = 3
+METRIC = "foreign/accuracy"
+
+
+class ForeignStream(guest.ForeignModule):
+    """A stranger with a validation loader for each of three tasks, who may synchronise what is logged or not."""
+
+    def __init__(self, random: bool = True, sync: bool = False) -> None:
+        super().__init__(random)
+        self.sync = sync
+
+    def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> None:
+        right = (self(batch["image"])[0].argmax(1) == batch["label"]).to(self.head.weight.dtype).mean()
+        self.log(METRIC, right, sync_dist=self.sync)
+
+    def val_dataloader(self) -> Any:
+        data = guest.ForeignData(self.head.weight.dtype)
+        return [DataLoader(Subset(data, range(16 * i, 16 * i + 16)), batch_size=4) for i in range(TASKS)]
+
+
+@pytest.fixture
+def three_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest checks, on a stranger with a stream."""
+    monkeypatch.setattr(guest, "ForeignModule", ForeignStream)
+
+
+def guests() -> list[Callback]:
+    return [Forgetting(METRIC, epochs_per_task=1)]
+
+
+def function(module: LightningModule) -> list[float]:
+    """A stranger's own evaluation, which is not careful with modes and random numbers."""
+    torch.rand(3)
+    images = guest.ForeignData(module.head.weight.dtype).images
+    with torch.no_grad():
+        return [module(images[16 * i : 16 * i + 16])[0].softmax(1)[:, 0].mean().item() for i in range(TASKS)]
+
+
+def functional_guests() -> list[Callback]:
+    return [Forgetting(epochs_per_task=1, evaluate=function)]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "compiled": {"compiled": True},
+    "fast_dev_run": {"fast_dev_run": True},
+    "max_steps": {"max_epochs": -1, "max_steps": 9},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Forgetting. no validation took place")  # max_steps cuts an epoch
+@pytest.mark.usefixtures("three_loaders")
+@pytest.mark.parametrize("make", [guests, functional_guests])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_training_is_bit_identical(make: guest.MakeCallbacks, setting: str, tmp_path: Path) -> None:
+    guest.check_leaves_no_trace(make, tmp_path, **SETTINGS[setting])
+
+
+@pytest.mark.usefixtures("three_loaders")
+@pytest.mark.parametrize("make", [guests, functional_guests])
+def test_two_processes_record_what_one_does(make: guest.MakeCallbacks, tmp_path: Path) -> None:
+    guest.check_two_processes(make, tmp_path)
+
+
+@pytest.mark.usefixtures("three_loaders")
+@pytest.mark.parametrize("make", [guests, functional_guests])
+@pytest.mark.parametrize("at_epoch_end", [True, False])
+def test_resumed_is_uninterrupted(make: guest.MakeCallbacks, at_epoch_end: bool, tmp_path: Path) -> None:
+    def three_tasks() -> list[Callback]:
+        (callback,) = make()
+        callback.epochs_per_task = 2  # check_resume trains for 4 epochs
+        return [callback]
+
+    guest.check_resume(three_tasks, tmp_path, {"save_on_train_epoch_end": at_epoch_end})
+
+
+class Scripted(LightningModule):
+    """Logs the accuracies it is told to, whatever it learns."""
+
+    def __init__(self, script: list[list[float]], name: str = "acc") -> None:
+        super().__init__()
+        self.script = script
+        self.name = name
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch[0]).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        epoch = -1 if self.trainer.state.fn == "validate" else self.current_epoch
+        self.log(self.name, self.script[epoch][dataloader_idx])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 1)), batch_size=2)
+
+    def val_dataloader(self) -> Any:
+        return [self.train_dataloader() for _ in self.script[0]]
+
+
+SCRIPT = [
+    [0.1, 0.1, 0.1],
+    [0.9, 0.4, 0.3],
+    [0.2] * 3,
+    [0.92, 0.85, 0.35],
+    [0.3] * 3,
+    [0.7, 0.95, 0.88],
+    [0.5, 0.45, 0.33],
+]
+
+
+def fit(folder: Path, callback: Forgetting, module: LightningModule, **options: Any) -> Trainer:
+    seed_everything(0, verbose=False)
+    trainer = guest.foreign_trainer(folder, [callback], **{"max_epochs": 6, **options})
+    trainer.fit(module)
+    return trainer
+
+
+def test_the_matrix_is_what_was_logged_at_the_ends_of_tasks(tmp_path: Path) -> None:
+    callback = Forgetting("acc", epochs_per_task=2)
+    module = Scripted(SCRIPT)
+    logger = CSVLogger(tmp_path)
+    trainer = guest.foreign_trainer(tmp_path, [callback], max_epochs=6, logger=logger, log_every_n_steps=1)
+    trainer.validate(module, verbose=False)
+    trainer.fit(module)
+    torch.testing.assert_close(callback.matrix, torch.tensor([SCRIPT[1], SCRIPT[3], SCRIPT[5]]))
+    assert callback.average_accuracy == pytest.approx(0.843333, abs=1e-6)
+    assert callback.forgetting == pytest.approx(0.11, abs=1e-6)
+    assert callback.backward_transfer == pytest.approx(-0.05, abs=1e-6)
+    assert callback.forward_transfer == pytest.approx(-0.015, abs=1e-6)
+    assert trainer.callback_metrics["continual/accuracy"].item() == pytest.approx(0.843333, abs=1e-6)
+    assert trainer.callback_metrics["continual/accuracy_task_1"].item() == pytest.approx(0.95)
+    assert [entry["epoch"] for entry in callback.history] == [2, 4, 6]
+    logger.save()
+    written = Path(logger.log_dir)
+    assert "continual/forward_transfer" in (written / "metrics.csv").read_text().splitlines()[0]
+    assert (written / "forgetting.png").stat().st_size > 0
+    axis = callback.plot().axes[0]
+    assert axis.get_ylabel() == "after task"
+    assert {text.get_text() for text in axis.texts} >= {"90", "95", "88"}
+
+
+def test_a_checkpoint_can_watch_it(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, monitor="continual/accuracy", mode="max", save_top_k=1, every_n_epochs=2)
+    trainer = guest.foreign_trainer(
+        tmp_path, [Forgetting("acc", 2), saver], max_epochs=6, check_val_every_n_epoch=2, num_sanity_val_steps=0
+    )
+    trainer.fit(Scripted(SCRIPT))
+    assert "epoch=1" in saver.best_model_path  # 0.9 on the one task seen
+
+
+def test_one_loader_has_a_plain_name(tmp_path: Path) -> None:
+    callback = Forgetting("acc", epochs_per_task=6)
+    fit(tmp_path, callback, Scripted([[row[0]] for row in SCRIPT]))
+    assert callback.matrix.tolist() == [[pytest.approx(0.7)]]
+    assert callback.forgetting == 0
+    assert torch.tensor(callback.forward_transfer).isnan()
+
+
+def test_nothing_is_known_at_first() -> None:
+    callback = Forgetting("acc", 1)
+    assert callback.matrix.shape == (0, 0)
+    names = ("average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
+    assert all(math.isnan(getattr(callback, name)) for name in names)
+    with pytest.raises(RuntimeError, match="nothing to draw"):
+        callback.plot()
+
+
+def test_a_skipped_validation_leaves_its_row(tmp_path: Path) -> None:
+    class Skip(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+            trainer.check_val_every_n_epoch = 100 if trainer.current_epoch == 3 else 1
+
+    callback = Forgetting("acc", epochs_per_task=2)
+    with pytest.warns(UserWarning, match="end of task 1") as warned:
+        guest.foreign_trainer(tmp_path, [callback, Skip()], max_epochs=6).fit(Scripted(SCRIPT))
+    assert sum("stays NaN" in str(warning.message) for warning in warned) == 1
+    assert callback.matrix[1].isnan().all()
+    assert callback.matrix[2].tolist() == pytest.approx(SCRIPT[5])
+    assert callback.forgetting == pytest.approx(metrics.forgetting(callback.matrix).item())
+    with pytest.warns(UserWarning, match="end of task 0"):
+        fit(tmp_path, Forgetting("acc", 2), Scripted(SCRIPT), limit_val_batches=0)
+
+
+def test_more_tasks_than_loaders(tmp_path: Path) -> None:
+    callback = Forgetting("acc", epochs_per_task=1)
+    with pytest.warns(UserWarning, match="more than 3 tasks"):
+        fit(tmp_path, callback, Scripted(SCRIPT))
+    assert callback.matrix.shape == (3, 3)
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max, max_past, first"):
+        Forgetting(convention="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`epochs_per_task`"):
+        Forgetting(epochs_per_task=0)
+    with pytest.raises(MisconfigurationException, match="`epochs_per_task`"):
+        fit(tmp_path, Forgetting("acc"), Scripted(SCRIPT))
+    with pytest.raises(MisconfigurationException, match=r"'other/dataloader_idx_0'.* there are acc/dataloader_idx_0"):
+        fit(tmp_path, Forgetting("other", 2), Scripted(SCRIPT))
+
+
+def test_ranks_that_did_not_synchronise_are_averaged(tmp_path: Path) -> None:
+    class PerRank(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log(self.name, float(self.global_rank))
+
+    class Check(Callback):
+        def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+            assert trainer.callbacks[0].matrix[0].tolist() == [0.5] * 3
+
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    guest.foreign_trainer(tmp_path, [Forgetting("acc", 2), Check()], max_epochs=2, devices=2, strategy=strategy).fit(
+        PerRank(SCRIPT)
+    )

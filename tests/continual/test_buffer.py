@@ -1,0 +1,121 @@
+"""The reservoir: uniform, exact over processes, resumable."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lit_papers.continual.buffer import ReservoirBuffer
+
+
+def test_every_subset_is_equally_likely() -> None:
+    """Jointly: a wrong replacement rule can have right marginals."""
+    counts = dict.fromkeys(itertools.combinations(range(5), 2), 0)
+    seeds = 20_000
+    for seed in range(seeds):
+        buffer = ReservoirBuffer(2, seed)
+        for row in torch.arange(5).split(2):
+            buffer.add(x=row)
+        counts[tuple(sorted(buffer.data["x"].tolist()))] += 1
+    expected = seeds / len(counts)
+    chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_squared < 27.88  # 9 degrees of freedom, p = 1e-3
+
+
+def test_it_keeps_everything_until_it_is_full() -> None:
+    buffer = ReservoirBuffer(10, seed=3)
+    buffer.add(x=torch.arange(4, dtype=torch.uint8), y=torch.arange(4))
+    buffer.add(x=torch.arange(4, 10, dtype=torch.uint8), y=torch.arange(4, 10))
+    assert sorted(buffer.data["y"].tolist()) == list(range(10))
+    assert buffer.data["x"].dtype == torch.uint8
+    assert torch.equal(buffer.data["x"].long(), buffer.data["y"])
+    assert len(buffer) == buffer.seen == 10
+
+
+def test_keys_are_those_of_the_contract() -> None:
+    buffer = ReservoirBuffer(3, seed=5)
+    keys = []
+    for call in range(4):
+        buffer.add(x=torch.arange(7 * call, 7 * call + 7))
+        keys.append(np.random.Generator(np.random.Philox(key=[5, call])).random(7))
+    assert buffer.data["x"].tolist() == np.concatenate(keys).argsort()[:3].tolist()
+
+
+def test_restored_it_goes_on_as_before(tmp_path: Path) -> None:
+    whole, first = ReservoirBuffer(8), ReservoirBuffer(8)
+    stream = torch.randn(12, 5, 3)
+    for rows in stream:
+        whole.add(x=rows)
+    for rows in stream[:5]:
+        first.add(x=rows)
+    torch.save(first.state_dict(), tmp_path / "saved.pt")
+    again = ReservoirBuffer(8)
+    again.load_state_dict(torch.load(tmp_path / "saved.pt", weights_only=True))
+    for rows in stream[5:]:
+        again.add(x=rows)
+    assert torch.equal(again.data["x"], whole.data["x"])
+    assert again.seen == whole.seen == 60
+
+
+def test_sampling() -> None:
+    buffer = ReservoirBuffer(6)
+    buffer.add(x=torch.arange(6))
+    drawn = buffer.sample(6, torch.Generator().manual_seed(0))["x"]
+    assert sorted(drawn.tolist()) == list(range(6))
+    assert torch.equal(drawn, buffer.sample(6, torch.Generator().manual_seed(0))["x"])
+    assert len(buffer.sample(20)["x"]) == 20
+
+
+def test_bad_input() -> None:
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="`size`"):
+            ReservoirBuffer(size)
+    buffer = ReservoirBuffer(2)
+    assert buffer.data == {}
+    with pytest.raises(RuntimeError, match="empty"):
+        buffer.sample(1)
+    with pytest.raises(ValueError, match="y has 2 rows"):
+        buffer.add(x=torch.zeros(3), y=torch.zeros(2))
+    with pytest.raises(ValueError, match="at least one field"):
+        buffer.add()
+    buffer.add(x=torch.zeros(3))
+    with pytest.raises(ValueError, match="y does not fit"):
+        buffer.add(x=torch.zeros(1), y=torch.zeros(1))
+    with pytest.raises(ValueError, match="`n`"):
+        buffer.sample(0)
+    small = ReservoirBuffer(1)
+    with pytest.raises(ValueError, match="`size`=1"):
+        small.load_state_dict(buffer.state_dict())
+
+
+def _offer(rank: int, processes: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    buffer = ReservoirBuffer(10, seed=1)
+    for rows in _stream():
+        share = rows.tensor_split(processes)[rank]
+        buffer.add(x=share, image=share.to(torch.uint8)[:, None].expand(-1, 3))
+    torch.save({**buffer.data, "seen": buffer.seen}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _stream() -> list[torch.Tensor]:
+    """Batches that do not split evenly, one too small to reach every rank."""
+    return list(torch.arange(58).split([8, 7, 1, 9, 16, 17]))
+
+
+def test_two_processes_keep_what_one_keeps(tmp_path: Path) -> None:
+    single = ReservoirBuffer(10, seed=1)
+    for rows in _stream():
+        single.add(x=rows, image=rows.to(torch.uint8)[:, None].expand(-1, 3))
+    mp.start_processes(_offer, (2, str(tmp_path)), nprocs=2, start_method="fork")
+    for rank in range(2):
+        found: dict[str, Any] = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(found["x"], single.data["x"])
+        assert torch.equal(found["image"], single.data["image"])
+        assert found["seen"] == single.seen == math.fsum(map(len, _stream()))

@@ -1,0 +1,115 @@
+"""The streaming classifier beside scikit-learn's and the plain formula."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from lit_papers.continual.knn import KNNClassifier, knn_scores
+
+
+def plain(query: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, classes: int, k: int) -> torch.Tensor:
+    """The formula as it is usually written, with a one-hot tensor (Q, k, C)."""
+    cosine = torch.nn.functional.normalize(query) @ torch.nn.functional.normalize(bank).T
+    top, where = cosine.topk(min(k, len(bank)), dim=1)
+    one_hot = torch.nn.functional.one_hot(labels[where], classes)
+    return (one_hot * ((top - 1) / 0.1).exp()[:, :, None]).sum(dim=1)
+
+
+@pytest.fixture
+def cloud() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 7
+    centers = torch.randn(7, 16, generator=generator)
+    bank = centers[labels] + 1.5 * torch.randn(300, 16, generator=generator)
+    return torch.randn(90, 16, generator=generator), bank, labels
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2**12, 2**14, 2**28])
+@pytest.mark.parametrize("k", [1, 20, 1000])
+def test_chunks_do_not_matter(cloud: tuple[torch.Tensor, ...], max_bytes: int, k: int) -> None:
+    query, bank, labels = cloud
+    scores = knn_scores(query, bank, labels, 7, k=k, max_bytes=max_bytes)
+    torch.testing.assert_close(scores, plain(query, bank, labels, 7, k))
+
+
+def test_predictions_are_those_of_scikit_learn(cloud: tuple[torch.Tensor, ...]) -> None:
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    query, bank, labels = cloud
+    theirs = neighbors.KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp(-distance / 0.1))
+    ours = KNNClassifier(k=20)
+    ours.update(bank[:100], labels[:100])
+    ours.update(bank[100:], labels[100:])
+    assert ours.predict(query).tolist() == theirs.fit(bank.numpy(), labels.numpy()).predict(query.numpy()).tolist()
+
+
+def test_separate_clusters_are_all_told_apart() -> None:
+    labels = torch.arange(200) % 5
+    points = torch.eye(5, 12)[labels] * torch.rand(200, 1).add(0.5) + 0.01 * torch.randn(200, 12)
+    knn = KNNClassifier()
+    knn.update(points[:100], labels[:100])
+    assert (knn.predict(points[100:]) == labels[100:]).all()
+
+
+@pytest.mark.parametrize("labels", [[4, 5], [1500, 2000], [-3, 9]])
+def test_labels_may_be_any_integers(labels: list[int]) -> None:
+    knn = KNNClassifier(k=1)
+    knn.update(torch.eye(2), torch.tensor(labels))
+    assert knn.predict(torch.eye(2)).tolist() == labels
+    assert knn.classes.tolist() == labels
+
+
+def test_a_bank_of_one_and_of_equals() -> None:
+    knn = KNNClassifier()
+    knn.update(torch.ones(1, 3), torch.tensor([8]))
+    assert knn.predict(torch.randn(5, 3)).tolist() == [8] * 5
+    knn.update(torch.ones(1, 3), torch.tensor([2]))
+    assert knn.predict(torch.ones(4, 3)).tolist() == [2] * 4
+    knn.reset()
+    with pytest.raises(RuntimeError, match="empty"):
+        knn.predict(torch.ones(1, 3))
+
+
+def test_half_precision_stays_finite() -> None:
+    scores = knn_scores(torch.randn(6, 8).half(), torch.randn(40, 8).half(), torch.arange(40) % 4, 4, temperature=0.01)
+    assert scores.isfinite().all()
+
+
+def test_bad_input() -> None:
+    knn = KNNClassifier()
+    with pytest.raises(RuntimeError, match="empty"):
+        knn.predict(torch.zeros(1, 2))
+    with pytest.raises(RuntimeError, match="empty"):
+        _ = knn.classes
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="finite"):
+            knn.update(torch.tensor([[1.0, value]]), torch.tensor([0]))
+    knn.update(torch.ones(2, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="finite"):
+        knn.predict(torch.tensor([[1.0, torch.nan]]))
+    with pytest.raises(ValueError, match="3 labels"):
+        knn.update(torch.ones(2, 2), torch.arange(3))
+    for wrong in ({"k": 0}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            KNNClassifier(**wrong)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            knn_scores(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1).long(), 1, **wrong)
+    with pytest.raises(ValueError, match="do not fit"):
+        knn_scores(torch.ones(1, 3), torch.ones(1, 2), torch.zeros(1).long(), 1)
+
+
+def test_zero_features_are_no_error() -> None:
+    assert knn_scores(torch.zeros(1, 2), torch.eye(2), torch.tensor([0, 1]), 2).isfinite().all()
+
+
+def test_python_keeps_nothing_of_a_prediction(cloud: tuple[torch.Tensor, ...]) -> None:
+    query, bank, labels = cloud
+    knn = KNNClassifier()
+    knn.update(bank, labels)
+    tracemalloc.start()
+    for _ in range(3):
+        knn.predict(query)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 100_000
