@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_papers.expressiveness.minimisation import minimise
-from lit_papers.expressiveness.tensor_language import (
+from lit_papers.expressiveness.expressions import (
     Addition,
     Aggregate,
     Constant,
@@ -15,6 +14,7 @@ from lit_papers.expressiveness.tensor_language import (
     Label,
     Product,
 )
+from lit_papers.expressiveness.minimisation import minimise
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Bound:
 def bound(e: Expression) -> Bound:
     """Derive the bound of an expression from its minimised form.
 
-    >>> from lit_papers.expressiveness.tensor_language import parse
+    >>> from lit_papers.expressiveness.expressions import parse
     >>> print(bound(parse("sum[x2](sum[x3](E(x1,x2)*E(x1,x3)*E(x2,x3)))")))
     vwl_2^(2)
     """

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_papers.expressiveness.bounds import Bound, bound
-from lit_papers.expressiveness.graph_batch import GraphBatch, read_graphs
-from lit_papers.expressiveness.minimisation import minimise
-from lit_papers.expressiveness.tensor_language import (
+from lit_papers.expressiveness.expressions import (
     Addition,
     Aggregate,
     Constant,
@@ -22,6 +20,8 @@ from lit_papers.expressiveness.tensor_language import (
     natural_order,
     parse,
 )
+from lit_papers.expressiveness.graph_batch import GraphBatch, read_graphs
+from lit_papers.expressiveness.minimisation import minimise
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Graphs that are hard to tell apart: circulant skip links, CFI gadgets, strongly regular families, named pairs."""
 
+import importlib
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -20,7 +21,9 @@ def make_graph(num_nodes: int, edges: Iterable[tuple[int, int]]) -> Any:
     """
     pairs = sorted({pair for u, v in edges for pair in ((u, v), (v, u))})
     index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
-    return _import("torch_geometric.data").Data(edge_index=index, num_nodes=num_nodes, x=torch.ones(num_nodes, 1))
+    return import_graph_extra("torch_geometric.data").Data(
+        edge_index=index, num_nodes=num_nodes, x=torch.ones(num_nodes, 1)
+    )
 
 
 def csl(num_nodes: int, skip: int) -> Any:
@@ -50,7 +53,7 @@ def cfi(base: Any, *, twisted: bool = False, variant: str = "compact") -> Any:
     Raises:
         ValueError: the base is not connected or has a self-loop, or the variant is unknown.
     """
-    networkx = _import("networkx")
+    networkx = import_graph_extra("networkx")
     if base.number_of_edges() == 0 or not networkx.is_connected(base) or networkx.number_of_selfloops(base):
         raise ValueError("base must be connected, with edges and without self-loops; a twist moves along its paths.")
     if variant not in ("compact", "full"):
@@ -163,7 +166,7 @@ def atlas(max_nodes: int = 7, *, include_empty: bool = False) -> list[Any]:
         raise ValueError(f"max_nodes must lie in 0 to 7, which the atlas has; got {max_nodes}.")
     return [
         make_graph(graph.number_of_nodes(), graph.edges)
-        for graph in _import("networkx").graph_atlas_g()
+        for graph in import_graph_extra("networkx").graph_atlas_g()
         if graph.number_of_nodes() <= max_nodes and (include_empty or graph.number_of_nodes())
     ]
 
@@ -191,12 +194,15 @@ def from_graph6(text: str) -> Any:
     column, row = torch.tril_indices(n, n, -1)  # the upper triangle, column by column
     present = bits.bool()
     index = torch.stack([torch.cat([row[present], column[present]]), torch.cat([column[present], row[present]])])
-    return _import("torch_geometric.data").Data(edge_index=index, num_nodes=n, x=torch.ones(n, 1))
+    return import_graph_extra("torch_geometric.data").Data(edge_index=index, num_nodes=n, x=torch.ones(n, 1))
 
 
-def _import(module: str) -> Any:
-    import importlib
+def import_graph_extra(module: str) -> Any:
+    """Import PyG or networkx.
 
+    Raises:
+        ImportError: it is not installed; names the extra.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

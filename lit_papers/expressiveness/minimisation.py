@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lit_papers.expressiveness.tensor_language import (
+from lit_papers.expressiveness.expressions import (
     Addition,
     Aggregate,
     Constant,
@@ -29,7 +29,7 @@ _EXACT_WIDTH = 14  # up to which the smallest width is found by dynamic programm
 def minimise(e: Expression) -> Expression:
     """An expression of equal value with fewer index names and, among those, less nested sums.
 
-    >>> from lit_papers.expressiveness.tensor_language import parse
+    >>> from lit_papers.expressiveness.expressions import parse
     >>> print(minimise(parse("sum[x2](sum[x3](E(x1,x2)*E(x2,x3)))")))
     sum[x2](E(x1,x2)*sum[x1](E(x2,x1)))
     """
