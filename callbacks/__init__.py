@@ -5,6 +5,15 @@ from lit_papers.callbacks.consensus_distance import ConsensusDistance
 from lit_papers.callbacks.convex_gap import ConvexGap
 from lit_papers.callbacks.interaction_strength import InteractionStrength
 from lit_papers.callbacks.neural_collapse import NeuralCollapse
+from lit_papers.callbacks.separation_power import SeparationPower
 from lit_papers.callbacks.stride_complexity import StrideComplexity
 
-__all__ = ["CentralPath", "ConsensusDistance", "ConvexGap", "InteractionStrength", "NeuralCollapse", "StrideComplexity"]
+__all__ = [
+    "CentralPath",
+    "ConsensusDistance",
+    "ConvexGap",
+    "InteractionStrength",
+    "NeuralCollapse",
+    "SeparationPower",
+    "StrideComplexity",
+]

@@ -141,8 +141,8 @@ def _normalised(x: str, y: str, here: Expression, there: Expression, loops: int 
 
 def _gcn(_: dict[str, Any]) -> _Layer:
     def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        linear = [Function(f"linear{t}", (value,)) for value in (here, there)]
-        return Function(f"update{t}", (_normalised(x, y, *linear),))
+        own, other = (Function(f"linear{t}", (value,)) for value in (here, there))
+        return Function(f"update{t}", (_normalised(x, y, own, other),))
 
     return layer
 

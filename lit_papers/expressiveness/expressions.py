@@ -7,6 +7,7 @@ test: see `bounds`. Beside sums over all nodes there are ``mean``, ``max`` and `
 in ``mean[y|E(x,y)](...)`` over neighbours.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ Kind = Literal["sum", "mean", "max", "min"]
 KINDS = ("sum", "mean", "max", "min")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expression:
     """A term of the language: immutable, hashable, with Python's ``+``, ``-`` and ``*``."""
 
@@ -69,35 +70,43 @@ class Expression:
     def __rmul__(self, other: float) -> "Expression":
         return _expression(other) * self
 
-    def __hash__(self) -> int:  # nested layers double their tree with each layer: never walk it twice
-        return self._hash
+    # nested layers double their tree with each layer: compare and hash by a digest that is computed once
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Expression) and self._digest == other._digest)
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
 
     @cached_property
-    def _hash(self) -> int:
-        return hash((type(self).__name__, *(getattr(self, name) for name in self.__dataclass_fields__)))
+    def _digest(self) -> bytes:
+        def of(value: object) -> bytes:
+            if isinstance(value, Expression):
+                return value._digest
+            if isinstance(value, tuple):
+                return b"(" + b"".join(of(item) for item in value) + b")"
+            return repr(value).encode() + b";"
+
+        fields = (of(getattr(self, name)) for name in self.__dataclass_fields__)
+        return hashlib.blake2b(type(self).__name__.encode() + b"".join(fields), digest_size=16).digest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constant(Expression):
     """A number."""
 
     value: float
 
-    __hash__ = Expression.__hash__
-
     def __str__(self) -> str:
         return repr(self.value).removesuffix(".0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Equal(Expression):
     """``1[x=y]``, or ``1[x!=y]`` if negated."""
 
     x: str
     y: str
     negated: bool = False
-
-    __hash__ = Expression.__hash__
 
     @cached_property
     def free(self) -> frozenset[str]:  # noqa: D102
@@ -111,14 +120,12 @@ class Equal(Expression):
         return f"1[{self.x}{'!=' if self.negated else '='}{self.y}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edge(Expression):
     """``E(x,y)``: 1 where x and y are joined."""
 
     x: str
     y: str
-
-    __hash__ = Expression.__hash__
 
     @cached_property
     def free(self) -> frozenset[str]:  # noqa: D102
@@ -132,14 +139,12 @@ class Edge(Expression):
         return f"E({self.x},{self.y})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Label(Expression):
     """``P3(x)``, one channel of the node features; ``P(x)`` all of them."""
 
     channel: int | None
     x: str
-
-    __hash__ = Expression.__hash__
 
     @cached_property
     def free(self) -> frozenset[str]:  # noqa: D102
@@ -153,13 +158,11 @@ class Label(Expression):
         return f"P{'' if self.channel is None else self.channel}({self.x})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Addition(Expression):
     """A sum of terms."""
 
     terms: tuple[Expression, ...]
-
-    __hash__ = Expression.__hash__
 
     @property
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
@@ -169,13 +172,11 @@ class Addition(Expression):
         return " + ".join(f"({term})" if isinstance(term, Addition) else str(term) for term in self.terms)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product(Expression):
     """A product of factors."""
 
     factors: tuple[Expression, ...]
-
-    __hash__ = Expression.__hash__
 
     @property
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
@@ -187,14 +188,12 @@ class Product(Expression):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Function(Expression):
     """``f(a, b)``: a function of the values, such as a nonlinearity or a linear layer."""
 
     name: str
     arguments: tuple[Expression, ...]
-
-    __hash__ = Expression.__hash__
 
     @property
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
@@ -204,7 +203,7 @@ class Function(Expression):
         return f"{self.name}({', '.join(map(str, self.arguments))})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Aggregate(Expression):
     """``sum[x](body)`` over all nodes x, or over those with an edge: ``sum[x|E(y,x)](body)``.
 
@@ -216,8 +215,6 @@ class Aggregate(Expression):
     index: str
     body: Expression
     guard: Edge | None = None
-
-    __hash__ = Expression.__hash__
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

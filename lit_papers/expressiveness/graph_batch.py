@@ -86,7 +86,7 @@ def read_graphs(data: Any) -> GraphBatch:
             ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= num_nodes):
         raise ValueError(f"edge_index names a node outside of 0 to {num_nodes - 1}; set `num_nodes`.")
-    keys = torch.unique(edge_index[0] * max(num_nodes, 1) + edge_index[1])  # type: ignore[no-untyped-call]
+    keys = torch.unique(edge_index[0] * max(num_nodes, 1) + edge_index[1])
     edges = torch.stack([keys // max(num_nodes, 1), keys % max(num_nodes, 1)])
     mirrored = (edges[1] * max(num_nodes, 1) + edges[0]).sort().values
     if not torch.equal(mirrored, keys):
@@ -100,4 +100,6 @@ def read_graphs(data: Any) -> GraphBatch:
     x = getattr(data, "x", None)
     if x is not None and len(x) != num_nodes:
         raise ValueError(f"x has {len(x)} rows, but there are {num_nodes} nodes.")
-    return GraphBatch(edges, ptr, owner, None if x is None else x.reshape(num_nodes, -1))
+    return GraphBatch(
+        edges, ptr, owner, None if x is None else x.reshape(num_nodes, 1) if x.ndim == 1 else x.flatten(1)
+    )

@@ -57,7 +57,7 @@ def atomic_features(data: Any, k: int) -> tuple[Tensor, Tensor, Tensor]:
         shape = [b, *[1] * k]
         shape[i + 1] = n
         mask = mask & graphs.mask.view(shape)
-        parts.append(nodes.view(*shape, -1).expand(b, *[n] * k, -1))
+        parts.append(nodes.view(*shape, nodes.shape[2]).expand(b, *[n] * k, -1))
         for j in range(i + 1, k):
             across = list(shape)
             across[j + 1] = n
@@ -203,6 +203,9 @@ class KMPNN(nn.Module):
         num_layers: at least 1; t layers are bounded by t rounds of folklore k-WL.
         conv: ``fgnn`` or ``mpnn``.
         activation: None takes `Sine`.
+        batch_norm: normalise the mean over tuples, in which hard graphs differ by little, before the head.
+        train_layers: False keeps the layers as drawn, and trains the head alone; fast sines under training move the
+            embeddings by more than hard graphs differ.
 
     Raises:
         ValueError: an argument is out of range.
@@ -218,6 +221,8 @@ class KMPNN(nn.Module):
         *,
         conv: Literal["fgnn", "mpnn"] = "fgnn",
         activation: nn.Module | None = None,
+        batch_norm: bool = False,
+        train_layers: bool = True,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -231,6 +236,8 @@ class KMPNN(nn.Module):
         self.layers = nn.ModuleList(
             kind(k, before, after, activation=activation) for before, after in itertools.pairwise(widths)
         )
+        self.layers.requires_grad_(train_layers)
+        self.norm = nn.BatchNorm1d(hidden_channels, eps=1e-10) if batch_norm else nn.Identity()
         self.head = nn.Linear(hidden_channels, out_channels)
         nn.init.normal_(self.head.weight, std=hidden_channels**-0.5)
         nn.init.normal_(self.head.bias)
@@ -243,5 +250,5 @@ class KMPNN(nn.Module):
         for layer in self.layers:
             h = layer(h, adjacency, mask)
         tuples = mask.flatten(1).sum(1).clamp_min(1)[:, None]
-        result: Tensor = self.head(h.flatten(1, -2).sum(1) / tuples)
+        result: Tensor = self.head(self.norm(h.flatten(1, -2).sum(1) / tuples))
         return result

@@ -148,7 +148,9 @@ class _Rewriter:
             return Function(e.name, tuple(inner(argument) for argument in e.arguments))
         if isinstance(e, Aggregate):
             taken = {names[name] for name in e.free}
-            index = next(self.fresh) if pool is None else next(name for name in pool if name not in taken)
+            # the same choice each time, lest every use of a shared layer become another expression
+            names_to_try = (f"#{i}" for i in itertools.count()) if pool is None else iter(pool)
+            index = next(name for name in names_to_try if name not in taken)
             within = {**{name: names[name] for name in e.free}, e.index: index}
             guard = None if e.guard is None else Edge(within[e.guard.x], within[e.guard.y])
             return Aggregate(e.kind, index, inner(e.body, within), guard)

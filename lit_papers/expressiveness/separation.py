@@ -123,6 +123,7 @@ def separation_power(
             stacklevel=2,
         )  # fmt: skip
     clone = copy.deepcopy(model).to("cpu", dtype).eval()
+    clone.__dict__.pop("forward", None)  # where Lightning keeps a compiled one, which is bound to the original
     generator = torch.Generator().manual_seed(seed)
     status, ratios = [], []
     with isolate_rng(), torch.no_grad():
@@ -186,8 +187,8 @@ def embed(model: nn.Module, batch: Any, readout: Readout | None = None) -> Tenso
     return total
 
 
-def relabelled(graph: Any, generator: torch.Generator) -> Any:
-    """A copy of a PyG graph with its nodes in random order."""
+def relabelled(graph: Any, generator: torch.Generator | None) -> Any:
+    """A copy of a PyG graph with its nodes in random order; None draws from the global random stream."""
     order = torch.randperm(graph.num_nodes, generator=generator)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))

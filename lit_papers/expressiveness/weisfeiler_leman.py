@@ -149,7 +149,7 @@ def is_equitable(data: Any, colours: Tensor, node_colours: Tensor | None = None)
     if graphs.num_nodes == 0:
         return True
     own = _mix(colours, 46) + _mix(graphs.owner, 45)
-    classes, colour = torch.unique(own, return_inverse=True)  # type: ignore[no-untyped-call]
+    classes, colour = torch.unique(own, return_inverse=True)
     representative = torch.zeros_like(classes)
     representative[colour] = torch.arange(len(colour), device=colour.device)
     model = representative[colour]  # (N,) the node that each one must look like
@@ -157,9 +157,7 @@ def is_equitable(data: Any, colours: Tensor, node_colours: Tensor | None = None)
     if not torch.equal(initial, initial[model]):
         return False
     source, target = graphs.edges
-    keys, counts = torch.unique(  # type: ignore[no-untyped-call]
-        source * len(classes) + colour[target], return_counts=True
-    )
+    keys, counts = torch.unique(source * len(classes) + colour[target], return_counts=True)
     node, neighbour = keys // len(classes), keys % len(classes)
     kinds = torch.bincount(node, minlength=graphs.num_nodes)
     if not torch.equal(kinds, kinds[model]):
@@ -207,7 +205,7 @@ def _mix(values: Tensor, salt: int) -> Tensor:
 
 
 def _unique(values: Tensor) -> Tensor:
-    found: Tensor = torch.unique(values)  # type: ignore[no-untyped-call]
+    found: Tensor = torch.unique(values)
     return found
 
 
