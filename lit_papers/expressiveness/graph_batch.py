@@ -86,8 +86,11 @@ def read_graphs(data: Any) -> GraphBatch:
             ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= num_nodes):
         raise ValueError(f"edge_index names a node outside of 0 to {num_nodes - 1}; set `num_nodes`.")
-    keys = torch.unique(edge_index[0] * max(num_nodes, 1) + edge_index[1])
-    edges = torch.stack([keys // max(num_nodes, 1), keys % max(num_nodes, 1)])
+    keys = edge_index[0] * max(num_nodes, 1) + edge_index[1]
+    if not (keys[1:] > keys[:-1]).all():
+        keys = torch.unique(keys)
+        edge_index = torch.stack([keys // max(num_nodes, 1), keys % max(num_nodes, 1)])
+    edges = edge_index
     mirrored = (edges[1] * max(num_nodes, 1) + edges[0]).sort().values
     if not torch.equal(mirrored, keys):
         raise ValueError(

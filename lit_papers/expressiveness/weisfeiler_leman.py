@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lit_papers.expressiveness.graph_batch import GraphBatch, read_graphs
 
-_LARGEST_GEMM = 2048  # nodes up to which sums of products of 21-bit residues are exact in float64
-_PRIMES = (2097143, 2097133, 2097131)  # below 2^21
+_LARGEST_GEMM = 2048  # nodes up to which sums of products of 21-bit numbers are exact in float64
+_ODD = -7046029254386353131  # splitmix64's increment: a bijection of 64-bit integers by multiplication
 _MAX_ELEMENTS = 2**27
 
 
@@ -56,8 +56,8 @@ def colour_refinement(data: Any, *, rounds: int | None = None, node_colours: Ten
     source, target = graphs.edges
 
     def refine(colours: Tensor) -> Tensor:
-        around = torch.zeros_like(colours).index_add_(0, source, _mix(colours, 1)[target])
-        return _mix(_mix(colours, 2) + _mix(around, 3), 4)
+        around = (colours * _ODD).index_add_(0, source, _mix(colours, 1)[target])
+        return _mix(around, 4)
 
     colours, done = _refine_nodes(graphs, _initial(graphs, node_colours), refine, rounds)
     return Colouring(colours, None, _hash_nodes(graphs, colours), done, len(_unique(colours)))
@@ -67,7 +67,7 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
     """Folklore k-WL on tuples of k nodes.
 
     ``wl_k^(t+1)(v) = (wl_k^(t)(v), {{(atp(v, u), wl_k^(t)(v[u/1]), ..., wl_k^(t)(v[u/k])) : u}})``. For k = 1 this is
-    the paper's 1-WL, which also sees non-neighbours. For k = 2 a round is three matrix products, of random residues of
+    the paper's 1-WL, which also sees non-neighbours. For k = 2 a round is three matrix products, of random numbers for
     the colours: a fingerprint of the multiset of pairs, exact in float64.
 
     Args:
@@ -95,13 +95,11 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
 
         def refine(colours: Tensor) -> Tensor:
             real = _tuples(graphs.mask, 2).to(torch.float64)
-            mixed = _mix(colours, 2)
-            for salt, prime in enumerate(_PRIMES):
-                left = (_mix(colours, 10 + salt) & 0x7FFFFFFFFFFFFFFF) % prime
-                right = (_mix(colours, 20 + salt) & 0x7FFFFFFFFFFFFFFF) % prime
-                pairs = torch.bmm(left * real, right * real)
-                mixed = mixed + _mix(pairs.to(torch.int64), 30 + salt)
-            return _mix(mixed, 4)
+            mixed, left, right = colours * _ODD, _mix(colours, 10), _mix(colours, 20)
+            for shift in (0, 21, 42):  # three independent random numbers of 21 bits for each colour
+                rows, columns = (((side >> shift) & 0x1FFFFF) * real for side in (left, right))
+                mixed = _mix(mixed + torch.bmm(rows, columns).to(torch.int64), 30 + shift)
+            return mixed
 
     else:
 
