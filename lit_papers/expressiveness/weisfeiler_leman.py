@@ -185,10 +185,6 @@ def graph_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
     return run(data, int(found[1]), rounds=rounds).graph_hash
 
 
-def _shift(values: Tensor, bits: int) -> Tensor:
-    return (values >> bits) & ((1 << (64 - bits)) - 1)  # logical: `>>` of a negative int64 brings ones
-
-
 def _signed(value: int) -> int:
     value &= 0xFFFFFFFFFFFFFFFF
     return value - (1 << 64) if value >> 63 else value
@@ -197,9 +193,12 @@ def _signed(value: int) -> int:
 def _mix(values: Tensor, salt: int) -> Tensor:
     """The finaliser of splitmix64, of which each salt is another function; overflow is meant."""
     z = values + _signed(0x9E3779B97F4A7C15 * (salt + 1))
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift(z, 31)
+    for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        # the mask makes the shift logical: that of a negative int64 brings in ones
+        z ^= (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+        if factor != 1:
+            z *= _signed(factor)
+    return z
 
 
 def _unique(values: Tensor) -> Tensor:
