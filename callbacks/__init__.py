@@ -6,6 +6,7 @@ from lit_papers.callbacks.convex_gap import ConvexGap
 from lit_papers.callbacks.forgetting import Forgetting
 from lit_papers.callbacks.interaction_strength import InteractionStrength
 from lit_papers.callbacks.neural_collapse import NeuralCollapse
+from lit_papers.callbacks.separation_power import SeparationPower
 from lit_papers.callbacks.stride_complexity import StrideComplexity
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Forgetting",
     "InteractionStrength",
     "NeuralCollapse",
+    "SeparationPower",
     "StrideComplexity",
 ]

@@ -4,6 +4,7 @@ from lit_papers.datamodules.adult import Adult
 from lit_papers.datamodules.breast_cancer import BreastCancer
 from lit_papers.datamodules.digits import Digits
 from lit_papers.datamodules.gaussian_regression import GaussianRegression
+from lit_papers.datamodules.graph_pairs import GraphPair, GraphPairs
 from lit_papers.datamodules.image_folder import ImageFolder
 from lit_papers.datamodules.images import CorruptDataError, ImageDataModule
 from lit_papers.datamodules.local_sgd import Components, Sharded
@@ -28,6 +29,8 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "GaussianRegression",
+    "GraphPair",
+    "GraphPairs",
     "ImageDataModule",
     "ImageFolder",
     "MissingDataError",

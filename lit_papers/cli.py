@@ -18,7 +18,7 @@ TRAINER_COMMANDS = {
     "test": "run the test data through a model",
     "predict": "predict on a data set",
 }
-_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list} [options]"
+_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,expressiveness} [options]"
 _HELP = f"""{_USAGE}
 
 Papers that explain deep networks, as PyTorch Lightning plugins.
@@ -26,6 +26,7 @@ Papers that explain deep networks, as PyTorch Lightning plugins.
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in TRAINER_COMMANDS.items())}
   list      show every shipped configuration and whether its data are here
+  expressiveness  say what a graph network can tell apart: an expression, or an architecture's name
 
 options:
   --help     show this text; after a command, its options
@@ -57,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = given[0]
     if command == "list":
         return _list(given[1:])
+    if command == "expressiveness":
+        from lit_papers.expressiveness.report import main as report
+
+        return report(given[1:])
     if command not in TRAINER_COMMANDS:
-        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list"], n=1)
+        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "expressiveness"], n=1)
         return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
     try:

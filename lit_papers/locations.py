@@ -212,6 +212,8 @@ def is_present(name: str, root: str | Path | None = None) -> bool | None:
         return True  # made by the model
     if name == "Digits":
         return find_spec("sklearn") is not None
+    if name == "GraphPairs":
+        return root is None or Path(str(root)).expanduser().exists()
     if name == "GaussianRegression":
         return True  # drawn
     if name == "BreastCancer":

@@ -23,7 +23,7 @@ GUESTS: dict[str, guest.MakeCallbacks] = {
     "both": lambda: [CentralPath(epochs=2), NeuralCollapse(epochs=[1, 3, 4])],
 }
 # by tests of their own, as the stranger's project needs a certain strategy, certain layers, or tasks for them
-TESTED_ELSEWHERE = {"ConsensusDistance", "ConvexGap", "Forgetting", "StrideComplexity"}
+TESTED_ELSEWHERE = {"ConsensusDistance", "ConvexGap", "Forgetting", "SeparationPower", "StrideComplexity"}
 pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,1 @@
+"""Expressiveness and approximation properties of graph neural networks (Geerts & Reutter, ICLR 2022)."""

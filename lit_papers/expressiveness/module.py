@@ -1,0 +1,95 @@
+"""Training graph networks to tell graphs apart."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_papers.expressiveness.separation import Readout, embed
+
+
+class SeparationModule(LightningModule):
+    """Trains a graph network on batches of graphs, such as those of `lit_papers.datamodules.GraphPairs`.
+
+    ``contrastive`` pushes the embeddings of rows (0, 1), (2, 3), ... apart: cosine embedding loss with target -1, as
+    BREC does. ``classification`` and ``regression`` fit ``batch.y``, by cross-entropy or mean squared error.
+
+    Logs ``train/loss``, ``val/loss``, and ``val/accuracy`` for classification; ``test/`` likewise.
+
+    Args:
+        model: of any call that `lit_papers.expressiveness.separation.embed` knows.
+        objective: see above.
+        readout: for models with an output for each node.
+        margin: of the contrastive loss, in [-1, 1].
+        lr: of Adam.
+        weight_decay: of Adam.
+
+    Raises:
+        ValueError: an argument is out of range, or a contrastive batch has an odd number of graphs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        objective: Literal["contrastive", "classification", "regression"] = "contrastive",
+        readout: Readout | None = None,
+        margin: float = 0.0,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if objective not in ("contrastive", "classification", "regression"):
+            raise ValueError(f"objective must be contrastive, classification or regression; got {objective!r}.")
+        if not -1 <= margin <= 1:
+            raise ValueError(f"margin must lie in [-1, 1]; got {margin}.")
+        if not lr > 0:
+            raise ValueError(f"lr must be positive; got {lr}.")
+        self.save_hyperparameters(ignore=["model"])
+        self.model = model
+        self.objective = objective
+        self.readout: Readout | None = readout
+        self.margin = margin
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def forward(self, batch: Any) -> Tensor:
+        """Embeddings (B, d) of a PyG ``Batch``."""
+        return embed(self.model, batch, self.readout)
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self._loss(self(batch), batch)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_graphs)
+        return loss
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Log ``val/loss``, and ``val/accuracy`` for classification."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Any, batch_index: int) -> None:
+        """Log ``test/loss``, and ``test/accuracy`` for classification."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Any, prefix: str) -> None:
+        output, size = self(batch), batch.num_graphs
+        self.log(f"{prefix}/loss", self._loss(output, batch), sync_dist=True, batch_size=size)
+        if self.objective == "classification":
+            hits = (output.argmax(1) == batch.y).float().mean()
+            self.log(f"{prefix}/accuracy", hits, prog_bar=True, sync_dist=True, batch_size=size)
+
+    def _loss(self, output: Tensor, batch: Any) -> Tensor:
+        if self.objective == "classification":
+            return nn.functional.cross_entropy(output, batch.y)
+        if self.objective == "regression":
+            return nn.functional.mse_loss(output, batch.y.reshape(output.shape).to(output))
+        if len(output) % 2:
+            raise ValueError(f"a contrastive batch holds pairs of graphs; got {len(output)}.")
+        apart = output.new_full((len(output) // 2,), -1.0)
+        return nn.functional.cosine_embedding_loss(output[::2], output[1::2], apart, margin=self.margin)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=self.lr, weight_decay=self.weight_decay)
