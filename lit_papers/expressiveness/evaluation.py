@@ -46,17 +46,15 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 class _Value(NamedTuple):
-    """Values with named axes: (B, n, ..., n, c), one axis of n for each name, or the sparse form of one name or edge.
+    """Values with named axes.
 
     Attributes:
-        names: of the axes; for a value on edges, those of source and target.
-        tensor: (B, ..., c); (E, c) on edges.
-        on_edges: the names are source and target of each edge.
+        names: of the axes.
+        tensor: (B, n, ..., n, c), one axis of n for each name.
     """
 
     names: tuple[str, ...]
     tensor: Tensor
-    on_edges: bool = False
 
 
 def evaluate(
@@ -175,12 +173,8 @@ class _Evaluation:
             )
 
     def dense(self, value: _Value, names: tuple[str, ...]) -> _Value:
-        """Order the axes as `names`, adding axes of length 1."""
-        order = [value.names.index(name) for name in names if name in value.names]
-        tensor = value.tensor.permute(0, *(axis + 1 for axis in order), value.tensor.ndim - 1)
-        for axis, name in enumerate(names):
-            if name not in value.names:
-                tensor = tensor.unsqueeze(axis + 1)
+        """Order the axes as `names`, with one of full length for each."""
+        tensor = self.broadcastable(value, names)
         shape = [self.graphs.width if name not in value.names else -1 for name in names]
         return _Value(names, tensor.expand(-1, *shape, -1) if names else tensor)
 
@@ -193,6 +187,7 @@ class _Evaluation:
         return _Value(names, result.expand(*shape, result.shape[-1]))
 
     def broadcastable(self, value: _Value, names: tuple[str, ...]) -> Tensor:
+        """Order the axes as `names`, those that are missing of length 1."""
         order = [value.names.index(name) for name in names if name in value.names]
         tensor = value.tensor.permute(0, *(axis + 1 for axis in order), value.tensor.ndim - 1)
         for axis, name in enumerate(names):

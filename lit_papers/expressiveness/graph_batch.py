@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,8 +92,8 @@ def read_graphs(data: Any) -> GraphBatch:
         keys = torch.unique(keys)
         edge_index = torch.stack([keys // max(num_nodes, 1), keys % max(num_nodes, 1)])
     edges = edge_index
-    mirrored = (edges[1] * max(num_nodes, 1) + edges[0]).sort().values
-    if not torch.equal(mirrored, keys):
+    mirrored = np.sort((edges[1] * max(num_nodes, 1) + edges[0]).cpu().numpy())  # many times as fast as torch's
+    if not np.array_equal(mirrored, keys.cpu().numpy()):
         raise ValueError(
             "edge_index is directed: some edge lacks its other direction. The theory is of undirected graphs; apply "
             "torch_geometric.utils.to_undirected."

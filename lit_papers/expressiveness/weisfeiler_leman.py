@@ -56,7 +56,7 @@ def colour_refinement(data: Any, *, rounds: int | None = None, node_colours: Ten
     source, target = graphs.edges
 
     def refine(colours: Tensor) -> Tensor:
-        around = (colours * _ODD).index_add_(0, source, _mix(colours, 1)[target])
+        around = (colours * _ODD).index_add_(0, source, _mix(colours, 1).index_select(0, target))
         return _mix(around, 4)
 
     colours, done = _refine_nodes(graphs, _initial(graphs, node_colours), refine, rounds)
