@@ -115,9 +115,12 @@ def _resolve_config_names(arguments: Sequence[str]) -> tuple[list[str], list[str
 
 
 def _config_path(value: str) -> tuple[str, str | None]:
-    if Path(value).is_file():
-        return value, Path(value).stem
-    shipped = catalog.find_config(value)
+    try:
+        if Path(value).is_file():
+            return value, Path(value).stem
+        shipped = catalog.find_config(value)
+    except OSError:  # too long for the name of a file, as inline YAML may well be
+        shipped = None
     if shipped is not None:
         return str(shipped), value
     if "{" in value or "\n" in value:  # inline JSON or YAML, which the parser reads itself

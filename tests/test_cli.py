@@ -230,3 +230,12 @@ def test_wandb_by_option_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (folder,) = {path.parent for path in tmp_path.glob("**/config.yaml")}
     assert (folder / "neural_collapse.png").is_file()
     assert not (tmp_path / "runs").exists()
+
+
+def test_long_inline_configurations_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Longer than any file name: asking the system for such a file is an error of its own."""
+    text = "{trainer: {max_epochs: 3, callbacks: null}, model: {lr: 0.25}}" + " " * 300
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "neural_collapse/digits", "--config", text, "--print_config"])
+    assert end.value.code == 0
+    assert "lr: 0.25" in capsys.readouterr().out
