@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
+import shlex
 import statistics
 import sys
 import time
@@ -39,6 +41,7 @@ class Outcome:
         knn_accuracy: of the nearest neighbours among each task's own images, averaged over tasks.
         transfer: accuracy on each further data set, by name.
         seconds: it took.
+        settings: configuration, hash of its content, and options: a finished run of others is not read again.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Outcome:
     knn_accuracy: float
     transfer: dict[str, float]
     seconds: float
+    settings: str = ""
 
 
 def arguments_of(method: str) -> list[str]:
@@ -85,20 +89,32 @@ def run(config: str, method: str, seed: int, folder: Path, ood: Sequence[str], o
         overrides: further options of ``fit``, as typed.
 
     Raises:
+        ValueError: the folder holds a run of other settings, or there is no such configuration.
         RuntimeError: the run failed; the message names the log.
         MissingDataError: there are no data.
     """
-    done = folder / "outcome.json"
-    if done.is_file():
-        return Outcome(**json.loads(done.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
     # the command line brings all papers and data modules, which a paper does not import
     from lit_papers.catalog import find_config
     from lit_papers.lightning_cli import PapersCLI
 
+    path = find_config(config) or Path(config)
+    if not path.is_file():
+        raise ValueError(f"--config {config}: no such file, and no shipped configuration of that name")
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    settings = shlex.join([config, content, method, str(seed), *ood, *overrides])
+    done = folder / "outcome.json"
+    if done.is_file():
+        found_before = json.loads(done.read_text())
+        if found_before.get("settings") != settings:
+            raise ValueError(
+                f"{folder} holds a run of other settings ({found_before.get('settings') or 'unknown'}); "
+                "give another --out"
+            )
+        return Outcome(**found_before)
+    folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     arguments = [
-        "fit", "--config", str(find_config(config) or config), f"--seed_everything={seed}", f"--model.seed={seed}",
+        "fit", "--config", str(path), f"--seed_everything={seed}", f"--model.seed={seed}",
         f"--data.seed={seed}", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
         "--trainer.logger=false", *arguments_of(method), *overrides,
     ]  # fmt: skip
@@ -117,7 +133,7 @@ def run(config: str, method: str, seed: int, folder: Path, ood: Sequence[str], o
             raise RuntimeError(f"{' '.join(arguments)} failed, see {log.name}: {error}") from error
     outcome = Outcome(
         method, seed, forgetting.average_accuracy, forgetting.forgetting, statistics.mean(knn), transfer,
-        time.perf_counter() - begin,
+        time.perf_counter() - begin, settings,
     )  # fmt: skip
     done.write_text(json.dumps(asdict(outcome)))
     forgetting.plot().savefig(folder / "forgetting.png")
@@ -200,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = options.out / f"{method.replace(':', '_')}_{seed}"
             try:
                 outcomes.append(run(options.config, method, seed, folder, options.ood, options.overrides))
-            except MissingDataError as error:
+            except (MissingDataError, ValueError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             progress.advance(bar)

@@ -127,6 +127,10 @@ def test_an_experiment_makes_a_table_and_is_not_repeated(tmp_path: Path, capsys:
     assert time.perf_counter() - begin < 5
     assert (tmp_path / "out/table.md").read_text() == text
     capsys.readouterr()
+    renamed = ["--config", "continual/split_fashion_mnist", *arguments[2:]]
+    for others in ([*arguments[:-2], "--data.epochs_per_task=2"], renamed):
+        assert experiment(others) == 1  # never another run's number
+        assert "holds a run of other settings (continual/digits" in capsys.readouterr().err
     assert experiment(["--config", "continual/split_cifar100", "--out", "none", "--seeds", "0"]) == 1
     assert "CIFAR100 was not found" in capsys.readouterr().err
     with pytest.raises(ValueError, match="Finetune, SI, PNN"):
