@@ -8,9 +8,13 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lit_papers
 from lit_papers import catalog
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 TRAINER_COMMANDS = {
     "fit": "train a model",
@@ -18,7 +22,7 @@ TRAINER_COMMANDS = {
     "test": "run the test data through a model",
     "predict": "predict on a data set",
 }
-_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,expressiveness} [options]"
+_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,sweep,expressiveness} [options]"
 _HELP = f"""{_USAGE}
 
 Papers that explain deep networks, as PyTorch Lightning plugins.
@@ -26,6 +30,7 @@ Papers that explain deep networks, as PyTorch Lightning plugins.
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in TRAINER_COMMANDS.items())}
   list      show every shipped configuration and whether its data are here
+  sweep     search hyperparameters on this machine, by the file of a Weights & Biases sweep
   expressiveness  say what a graph network can tell apart: an expression, or an architecture's name
 
 options:
@@ -36,14 +41,16 @@ examples:
   python -m lit_papers fit --config neural_collapse/digits
   python -m lit_papers fit --config neural_collapse/digits --model.lr=0.1 --trainer.max_epochs=50
   python -m lit_papers fit --config neural_collapse/digits --print_config
+  python -m lit_papers sweep neural_collapse --trials 20 --jobs 2
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, callbacks: Sequence["Callback"] = ()) -> int:
     """Run one command line.
 
     Args:
         arguments: what follows ``python -m lit_papers``; None takes ``sys.argv``.
+        callbacks: of the run, beside those of its configuration, which does not record them.
 
     Returns:
         Exit status: 0 for success, 1 where the data are missing, 2 for a wrong command line.
@@ -58,12 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = given[0]
     if command == "list":
         return _list(given[1:])
+    if command == "sweep":
+        from lit_papers.tuning.command import main as sweep
+
+        return sweep(given[1:])
     if command == "expressiveness":
         from lit_papers.expressiveness.report import main as report
 
         return report(given[1:])
     if command not in TRAINER_COMMANDS:
-        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "expressiveness"], n=1)
+        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "sweep", "expressiveness"], n=1)
         return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
     try:
@@ -75,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from lit_papers.lightning_cli import run
 
-    return run(None if arguments is None else resolved, run_name=names[0] if names else command)
+    run_name = names[0] if names else command
+    return run(None if arguments is None else resolved, run_name=run_name, callbacks=callbacks)
 
 
 def _refuse(message: str) -> int:

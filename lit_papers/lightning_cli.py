@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
@@ -63,9 +63,10 @@ class PapersCLI(LightningCLI):
     Args:
         run_name: folder of the run below ``runs``, where no logger is configured.
         arguments: the command line, or None for ``sys.argv``.
+        callbacks: beside those of the configuration, which does not record them.
     """
 
-    def __init__(self, run_name: str, arguments: Sequence[str] | None) -> None:
+    def __init__(self, run_name: str, arguments: Sequence[str] | None, callbacks: Sequence[Callback] = ()) -> None:
         self.run_name = run_name
         super().__init__(
             LightningModule,
@@ -76,6 +77,7 @@ class PapersCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
+            trainer_defaults={"callbacks": list(callbacks)},
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False, "prog": "python -m lit_papers"},
             args=None if arguments is None else list(arguments),
@@ -145,12 +147,13 @@ def print_report(trainer: Trainer) -> None:
         console.print(f"{kind:<11} {os.path.relpath(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
-def run(arguments: Sequence[str] | None, run_name: str) -> int:
+def run(arguments: Sequence[str] | None, run_name: str, callbacks: Sequence[Callback] = ()) -> int:
     """Run one Trainer command.
 
     Args:
         arguments: the command and its options, config names resolved; None for ``sys.argv``.
         run_name: folder of the run below ``runs``.
+        callbacks: beside those of the configuration.
 
     Returns:
         Exit status: 0 for success, 1 where the data are missing.
@@ -158,7 +161,7 @@ def run(arguments: Sequence[str] | None, run_name: str) -> int:
     # our image sets lie in memory: workers would only copy them
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
-        PapersCLI(run_name, arguments)
+        PapersCLI(run_name, arguments, callbacks)
     except MissingDataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,317 @@
+"""The search: asks the study for values, runs each trial in a process of its own, and survives being killed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lit_papers.tuning.storage import open_storage
+from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
+from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment
+
+# user attributes, beside those of lit_papers.tuning.trial
+SWEEP, LOCK, INTERRUPTED, REASON = "sweep", "lock", "interrupted", "reason"
+SAMPLERS: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
+    # unseeded: a seed would draw the same values again after a restart, and on every machine of a shared study
+    "bayes": lambda: optuna.samplers.TPESampler(constant_liar=True),
+    "random": lambda: optuna.samplers.RandomSampler(),
+    "grid": lambda: optuna.samplers.RandomSampler(),  # never asked: the points of a grid wait in the study
+}
+_INITIAL_FAILURES = 3  # W&B's agent gives up after as many
+_PATIENCE = 5.0  # seconds that a trial has to end by itself when it is interrupted
+
+
+class SearchError(RuntimeError):
+    """A search that cannot go on; the message says what to change."""
+
+
+@dataclass
+class Running:
+    """A trial under way."""
+
+    trial: Trial
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+
+def distributions(space: Mapping[str, Choice | Range]) -> dict[str, BaseDistribution]:
+    """Optuna's counterpart of each parameter; what a database column cannot hold is written as JSON.
+
+    >>> distributions({"lr": Range(0.1, 1.0, log=True), "strides": Choice(([1, 2], None))})["strides"]
+    CategoricalDistribution(choices=('[1, 2]', None))
+    """
+    return {key: _distribution(axis) for key, axis in space.items()}
+
+
+def _distribution(axis: Choice | Range) -> BaseDistribution:
+    if isinstance(axis, Choice):
+        return CategoricalDistribution([_label(value) for value in axis.values])
+    if isinstance(axis.low, int):
+        return IntDistribution(axis.low, int(axis.high), log=axis.log, step=int(axis.step or 1))
+    return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
+
+
+def _label(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | bool | int | float) else json.dumps(value)
+
+
+def values_of(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command line of a trial gets, by dotted key: Optuna's parameters in their own types, and the fixed."""
+    values = dict(sweep.fixed)
+    for key, param in params.items():
+        axis = sweep.space[key]
+        values[key] = axis.values[[_label(v) for v in axis.values].index(param)] if isinstance(axis, Choice) else param
+    return values
+
+
+def resolve(sweep: Sweep, values: Mapping[str, Any], folder: Path) -> str:
+    """The whole configuration that ``fit`` makes of some values, as YAML.
+
+    Raises:
+        SearchError: ``fit`` refuses them, as it does a misspelt key.
+    """
+    path = folder / "resolve.json"
+    path.write_text(json.dumps(values))
+    words = [str(path) if word == ARGUMENTS_FILE else word for word in sweep.arguments]
+    done = subprocess.run(  # noqa: S603  # the words are the user's own sweep file
+        [sys.executable, "-m", "lit_papers", *words, "--trainer.logger=null", "--print_config"],
+        capture_output=True,
+        text=True,
+    )
+    path.unlink()
+    if done.returncode:
+        raise SearchError(f"the sweep's command line is refused:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+class Search:
+    """A study and the processes that work for it on this machine.
+
+    Args:
+        sweep: what to search.
+        folder: of the sweep's files; each trial has a folder below it.
+        storage: database URL of the study.
+
+    Raises:
+        SearchError: the database holds a study of the same name from another sweep file.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path, storage: str) -> None:
+        self.sweep = sweep
+        self.folder = folder
+        self.storage = storage
+        self.study = optuna.create_study(
+            study_name=sweep.name,
+            storage=open_storage(storage),
+            direction="maximize" if sweep.maximize else "minimize",
+            sampler=SAMPLERS[sweep.method](),
+            load_if_exists=True,
+        )
+        self.distributions = distributions(sweep.space)
+        self.running: list[Running] = []
+        self._check_same_sweep()
+        # Held as long as this process lives, so that another can tell whether a trial of ours is still being run.
+        self._lock = FileLock(folder / f"worker_{os.getpid()}_{time.time_ns()}.lock")
+        self._lock.acquire(timeout=0)
+
+    def _check_same_sweep(self) -> None:
+        sweep = self.sweep
+        ours = {
+            "method": sweep.method,
+            "metric": [sweep.metric, sweep.maximize],
+            "parameters": {key: str(axis) for key, axis in sorted(sweep.space.items())} | {"fixed": dict(sweep.fixed)},
+            "command": list(sweep.arguments),
+        }
+        ours = json.loads(json.dumps(ours))
+        theirs = self.study.user_attrs.get(SWEEP)
+        if theirs is None:
+            self.study.set_user_attr(SWEEP, ours)
+        elif theirs != ours:
+            different = ", ".join(key for key in ours if ours[key] != theirs.get(key))
+            raise SearchError(
+                f"the study {sweep.name!r} in {self.storage} was begun with another sweep file "
+                f"(different: {different}); give this one another `name`, or another --storage"
+            )
+
+    def run(self, trials: int, jobs: int, on_finish: Callable[[FrozenTrial], None]) -> None:
+        """Run trials until the study has so many, then return; interrupted ones are run again and count once.
+
+        Args:
+            trials: number of trials of the whole study, with those of earlier runs and other machines.
+            jobs: how many run side by side.
+            on_finish: called with each trial of this run when it has ended.
+
+        Raises:
+            SearchError: the metric is never logged, or the first trials all failed.
+            KeyboardInterrupt: passed on when the processes are gone and what they did is noted.
+        """
+        self._recover()
+        if self.sweep.method == "grid":
+            self._enqueue_grid()
+        try:
+            while True:
+                for running in [job for job in self.running if job.process.poll() is not None]:
+                    self.running.remove(running)
+                    on_finish(self._finish(running))
+                while len(self.running) < jobs and self._wants_more(trials):
+                    self.running.append(self._start(jobs))
+                if not self.running:
+                    return
+                time.sleep(0.1)
+        finally:
+            self._interrupt()
+
+    def close(self) -> None:
+        """Give up the lock of this process."""
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def _recover(self) -> None:
+        """Put the trials of killed searches back into the queue.
+
+        A lock file that can be locked belonged to a process that is gone; one that is not here, to another machine.
+        """
+        for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            path = Path(frozen.user_attrs.get(LOCK, ""))
+            if not path.is_file():
+                continue
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            self._requeue(frozen)
+            lock.release()
+
+    def _requeue(self, trial: FrozenTrial) -> None:
+        self.study.enqueue_trial(trial.params)  # first, so that being killed here loses nothing
+        Trial(self.study, trial._trial_id).set_user_attr(INTERRUPTED, True)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _enqueue_grid(self) -> None:
+        axes = {key: axis.values for key, axis in self.sweep.space.items() if isinstance(axis, Choice)}
+        for point in product(*axes.values()):
+            params = dict(zip(axes, map(_label, point), strict=True))
+            self.study.enqueue_trial(params, skip_if_exists=True)
+
+    def _wants_more(self, trials: int) -> bool:
+        known = [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get(INTERRUPTED)]
+        waiting = sum(trial.state == TrialState.WAITING for trial in known)
+        return len(known) - waiting < trials and (waiting > 0 or self.sweep.method != "grid")
+
+    def _start(self, jobs: int) -> Running:
+        trial = self.study.ask(self.distributions)
+        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))
+        name = f"trial_{trial.number:03d}"
+        values = self.folder / f"{name}.json"
+        values.write_text(json.dumps(values_of(self.sweep, trial.params)))
+        logger = {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": str(self.folder), "name": "", "version": name},
+        }
+        words = [str(values) if word == ARGUMENTS_FILE else word for word in self.sweep.arguments]
+        words += [f"--trainer.logger={json.dumps(logger)}", "--trainer.enable_progress_bar=false"]
+        assignment = Assignment(
+            self.storage, self.sweep.name, trial._trial_id, self.sweep.metric, self.sweep.min_iter, self.sweep.eta
+        )
+        environment = {**os.environ, **assignment.to_environment()}
+        if jobs > 1:  # each with all cores would be slower than one after the other
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603  # the words are the user's own sweep file
+                [sys.executable, "-m", "lit_papers.tuning.trial", *words],
+                stdin=subprocess.PIPE,  # its end tells the trial that we are gone
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is ours; and all that a trial starts is ended with it
+            )
+        return Running(trial, process, log)
+
+    def _finish(self, running: Running) -> FrozenTrial:
+        _end_group(running.process, signal.SIGKILL)  # what it may have left behind
+        _close(running.process.stdin)
+        number = running.trial.number
+        attributes = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number).user_attrs
+        value = attributes.get(VALUE)
+        if running.process.returncode != 0:
+            reason = f"exit status {running.process.returncode}: {_last_line(running.log)} (all of it: {running.log})"
+        elif value is None:
+            logged = ", ".join(attributes.get(LOGGED, [])) or "nothing"
+            reason = f"metric.name: {self.sweep.metric!r} was never logged; logged were {logged}"
+        elif not math.isfinite(value):
+            reason = f"{self.sweep.metric} ended as {value}"
+        else:
+            if attributes.get(PRUNED):
+                return self.study.tell(number, state=TrialState.PRUNED)
+            return self.study.tell(number, value)
+        running.trial.set_user_attr(REASON, reason)
+        failed = self.study.tell(number, state=TrialState.FAIL)
+        self._check_hope(reason if value is None and LOGGED in attributes else None)
+        return failed
+
+    def _check_hope(self, unknown_metric: str | None) -> None:
+        if unknown_metric:
+            raise SearchError(unknown_metric)
+        ended = [
+            t
+            for t in self.study.get_trials(deepcopy=False)
+            if t.state.is_finished() and INTERRUPTED not in t.user_attrs
+        ]
+        failed = [t for t in ended if t.state == TrialState.FAIL]
+        if len(failed) == len(ended) >= _INITIAL_FAILURES:
+            raise SearchError(f"the first {len(failed)} trials all failed; the last: {failed[-1].user_attrs[REASON]}")
+
+    def _interrupt(self) -> None:
+        """End what is still running, and queue it again."""
+        if not self.running:
+            return
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave orphans
+        try:
+            for running in self.running:
+                _end_group(running.process, signal.SIGTERM)
+            deadline = time.monotonic() + _PATIENCE
+            for running in self.running:
+                with suppress(subprocess.TimeoutExpired):
+                    running.process.wait(max(0.0, deadline - time.monotonic()))
+                _end_group(running.process, signal.SIGKILL)
+                running.process.wait()
+                _close(running.process.stdin)
+            numbers = {running.trial.number for running in self.running}
+            self.running.clear()
+            for frozen in self.study.get_trials(deepcopy=False):
+                if frozen.number in numbers and not frozen.state.is_finished():
+                    self._requeue(frozen)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _end_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, how)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        stream.close()
+
+
+def _last_line(log: Path) -> str:
+    lines: Sequence[str] = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
