@@ -96,9 +96,9 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
         _run(search, trials, jobs, console)
         return _report(search, console)
     except KeyboardInterrupt:
-        console.print("Interrupted: finished trials are kept, and the same command goes on.")
         if search is not None:
-            _report(search, console)
+            _print_trials(search, console)
+        console.print("Interrupted: finished trials are kept, and the same command goes on.", soft_wrap=True)
         return INTERRUPTED
     except SearchError as error:
         return _refuse(str(error), 1)
@@ -131,26 +131,33 @@ def _run(search: "Search", trials: int, jobs: int, console: "Console") -> None:
         search.run(trials, jobs, on_finish=show)
 
 
+def _print_trials(search: "Search", console: "Console") -> None:
+    from lit_papers.tuning.results import counts, table
+
+    console.print(table(search.study, search.sweep))
+    console.print(counts(search.study), soft_wrap=True)
+
+
 def _report(search: "Search", console: "Console") -> int:
-    """Print the table, and write figures and the best configuration."""
+    """Print the trials, draw the figures and write the best configuration."""
     from optuna.trial import TrialState
 
-    from lit_papers.tuning.results import ended, summary, write_best
+    from lit_papers.tuning.results import write_best
     from lit_papers.tuning.search import resolve, values_of
 
     study, sweep, folder = search.study, search.sweep, search.folder
-    console.print(summary(study, sweep))
+    _print_trials(search, console)
     elsewhere = len(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
     if elsewhere:
         console.print(
-            f"{elsewhere} more are marked as running, on other machines or in other processes; each that is gone for "
-            "good takes one of --trials."
+            f"{elsewhere} more are marked as running, by other machines or processes; each of them that is gone for "
+            "good takes one of --trials.",
+            soft_wrap=True,
         )
-    if not any(trial.state == TrialState.COMPLETE for trial in ended(study)):
-        print("error: no trial is complete", file=sys.stderr)
-        return 1
+    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        return _refuse("no trial is complete", 1)
 
-    from lit_papers.tuning.figures import write_figures
+    from lit_papers.tuning.figures import write_figures  # imports Lightning, which takes seconds
 
     for figure in write_figures(folder, study, sweep):
         _print_path(console, "figure", figure)

@@ -93,7 +93,8 @@ def importance(study: Study, sweep: Sweep) -> Figure | None:
     trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len({trial.value for trial in trials}) < 2:
         return None
-    shares = optuna.importance.get_param_importances(study)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     names = short_names(list(sweep.space))
     figure, (axis,) = new_figure(1, 1)
     ordered = sorted(shares, key=lambda key: shares[key])

@@ -1,25 +1,32 @@
 """How a trial tells its study about the metric."""
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment, open_study
 
 
-class ReportToStudy(Callback):
-    """Reports each newly logged value of a metric, and ends the training when the study's pruner says so.
+class ReportToStudy(EarlyStopping):
+    """Leaves the last value of a metric with the study, and ends the training when the study's pruner says so.
 
-    The n-th logged value is the n-th step of the trial, as it is the n-th iteration to W&B. A metric that the module
-    logs in its own ``on_train_epoch_end`` is reported one epoch late.
+    The n-th epoch that logs a value is the n-th step of the trial, as it is the n-th iteration to W&B. Trials are
+    compared after ``min_iter * eta^k`` steps, so only those are written to the database; the whole curve is in the
+    trial's ``metrics.csv``. An `EarlyStopping`, as Lightning calls those last: after the module, which may log the
+    metric at the epoch's end.
 
     Args:
         assignment: the trial, and the metric.
     """
 
     def __init__(self, assignment: Assignment) -> None:
+        super().__init__(monitor=assignment.metric)
         self.assignment = assignment
-        self._last: Tensor | None = None
-        self._reports = 0
+        self._before: Tensor | None = None
+        self._steps = 0
+        self._rung = assignment.min_iter
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the trial; on the first process only."""
@@ -28,20 +35,31 @@ class ReportToStudy(Callback):
         if trainer.is_global_zero:
             self._trial = Trial(open_study(self.assignment), self.assignment.trial_id)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the value of earlier epochs: one that is logged anew will be another tensor."""
+        self._before = trainer.callback_metrics.get(self.monitor)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and stop on all processes alike."""
-        falls_behind = trainer.is_global_zero and self._report(trainer)
+        """Compare with the other trials, and stop on all processes alike."""
+        if self._rung is None:
+            return
+        falls_behind = trainer.is_global_zero and self._falls_behind(trainer, self._rung)
         # every process takes part in every epoch, whether the metric is known to it or not
-        if self.assignment.min_iter is not None and trainer.strategy.broadcast(falls_behind):
+        if trainer.strategy.broadcast(falls_behind):
             trainer.should_stop = True
 
-    def _report(self, trainer: Trainer) -> bool:
-        value = trainer.callback_metrics.get(self.assignment.metric)
-        if value is None or value is self._last:  # a value logged anew is a new tensor
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the end of the epoch."""
+
+    def _falls_behind(self, trainer: Trainer, rung: int) -> bool:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None or value is self._before:
             return False
-        self._last = value
-        self._reports += 1
-        self._trial.report(value.item(), step=self._reports)
+        self._steps += 1
+        if self._steps < rung:
+            return False
+        self._rung = rung * self.assignment.eta
+        self._trial.report(value.item(), step=self._steps)
         falls_behind: bool = self._trial.should_prune()
         if falls_behind:
             self._trial.set_user_attr(PRUNED, True)
@@ -51,8 +69,12 @@ class ReportToStudy(Callback):
         """Leave the last value, or the names that were logged instead."""
         if not trainer.is_global_zero:
             return
-        value = trainer.callback_metrics.get(self.assignment.metric)
+        value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             self._trial.set_user_attr(LOGGED, sorted(trainer.callback_metrics))
         else:
             self._trial.set_user_attr(VALUE, value.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the checkpoints of a trial are those of any run."""
+        return {}

@@ -22,27 +22,32 @@ def ended(study: Study) -> list[FrozenTrial]:
     return sorted(trials, key=lambda t: (order.index(t.state), sign * t.value if t.value is not None else t.number))
 
 
-def summary(study: Study, sweep: Sweep) -> Table:
-    """The best trials and what became of the others."""
+def counts(study: Study) -> str:
+    """How many trials ended in which way."""
+    states = [trial.state for trial in ended(study)]
+    return (
+        f"{states.count(TrialState.COMPLETE)} trials complete, {states.count(TrialState.PRUNED)} stopped early, "
+        f"{states.count(TrialState.FAIL)} failed"
+    )
+
+
+def table(study: Study, sweep: Sweep) -> Table:
+    """The best trials, and what became of the others."""
     trials = ended(study)
     names = short_names(list(sweep.space))
-    counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-    title = (
-        f"{sweep.name}: {counts[TrialState.COMPLETE]} trials complete, {counts[TrialState.PRUNED]} stopped early, "
-        f"{counts[TrialState.FAIL]} failed"
-    )
-    table = Table("trial", sweep.metric, *names.values(), "seconds", title=title)
-    if counts[TrialState.COMPLETE] < len(trials[:_SHOWN]):
-        table.add_column("remark")
+    shown = Table("trial", sweep.metric, *names.values(), "seconds", title=sweep.name)
+    has_remarks = any(trial.state != TrialState.COMPLETE for trial in trials[:_SHOWN])
+    if has_remarks:
+        shown.add_column("remark")
     for trial in trials[:_SHOWN]:
-        value = "" if trial.value is None else f"{trial.value:.4g}"
-        params = [format_value(trial.params.get(key, "")) for key in names]
-        seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else ""
+        cells = [str(trial.number), "" if trial.value is None else f"{trial.value:.4g}"]
+        cells += [format_value(trial.params.get(key, "")) for key in names]
+        cells += [f"{trial.duration.total_seconds():.0f}" if trial.duration else ""]
         remark = {TrialState.PRUNED: "stopped early", TrialState.FAIL: trial.user_attrs.get(REASON, "failed")}
-        table.add_row(*[str(trial.number), value, *params, seconds, remark.get(trial.state, "")][: len(table.columns)])
+        shown.add_row(*cells, *([remark.get(trial.state, "")] if has_remarks else []))
     if len(trials) > _SHOWN:
-        table.caption = f"and {len(trials) - _SHOWN} more"
-    return table
+        shown.caption = f"and {len(trials) - _SHOWN} more"
+    return shown
 
 
 def describe(trial: FrozenTrial, sweep: Sweep) -> str:

@@ -219,9 +219,7 @@ def _choice(key: str, parameter: Mapping[str, Any]) -> Choice:
         )
     _known_keys(f"parameters.{key}.", parameter, ("values", "distribution"))
     if parameter.get("distribution", "categorical") != "categorical":
-        raise SweepFileError(
-            f"parameters.{key}: `values` and distribution {parameter['distribution']!r} exclude each other"
-        )
+        raise SweepFileError(f"parameters.{key}.distribution: with `values` it is categorical, or left out")
     values = parameter["values"]
     if not isinstance(values, list) or not values:
         raise SweepFileError(f"parameters.{key}.values: must be a list of at least one value, got {values!r}")
@@ -240,9 +238,8 @@ def _range(key: str, parameter: Mapping[str, Any]) -> Range:
             raise SweepFileError(f"{where}: give `value`, `values`, or `min` and `max`")
         integers = [_is_integer(parameter[bound]) for bound in ("min", "max")]
         if any(integers) and not all(integers):
-            raise SweepFileError(
-                f"{where}: min is {parameter['min']!r} and max {parameter['max']!r}; say `distribution`"
-            )
+            bounds = f"min {parameter['min']!r} and max {parameter['max']!r}"
+            raise SweepFileError(f"{where}: {bounds} are of different types; say which `distribution`")
         distribution = "int_uniform" if all(integers) else "uniform"
     if distribution not in _DISTRIBUTIONS:
         raise SweepFileError(

@@ -1,0 +1,309 @@
+"""The search survives trials that fail, Ctrl-C and being killed, and leaves no process behind.
+
+Trials are played by a small script in place of the interpreter; a real one is in test_sweep_command.py.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from lit_papers.cli import main
+from lit_papers.tuning import search as search_module
+from lit_papers.tuning import storage as storage_module
+from lit_papers.tuning.search import INTERRUPTED, REASON, distributions, values_of
+from lit_papers.tuning.sweep_file import Choice, Range, Sweep
+
+ROOT = Path(__file__).parents[2]
+ACTOR = """\
+#!{python}
+# Plays `python -m lit_papers ...`: x is the setting, and what the trial does.
+import json, os, subprocess, sys, time
+sys.path.insert(0, {root!r})
+if "--print_config" in sys.argv:
+    print("played: true")
+    sys.exit()
+x = json.load(open([word for word in sys.argv if word.endswith(".json")][0]))["x"]
+from lit_papers.tuning.trial import Assignment, open_study, end_with_parent
+end_with_parent()
+open("started", "a").write(f"{{os.getpid()}} {{x}}\\n")
+if x == "fails":
+    sys.exit("ValueError: no such luck")
+if x == "lingers":
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "lingering"])
+if x == "sleeps" and not os.path.exists("awake"):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "lingering"])
+    time.sleep(600)
+from optuna.trial import Trial
+a = Assignment.from_environment()
+trial = Trial(open_study(a), a.trial_id)
+if x == "other":
+    trial.set_user_attr("logged", ["val/loss"])
+else:
+    trial.set_user_attr("value", float("nan") if x == "nan" else float(x) if isinstance(x, (int, float)) else 0.5)
+"""
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    actor = tmp_path / "actor.py"
+    actor.write_text(ACTOR.format(python=sys.executable, root=str(ROOT)))
+    actor.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(actor))
+    return actor
+
+
+def write(folder: Path, values: list[Any] | None = None, **changes: Any) -> str:
+    axis = {"min": 0.0, "max": 1.0} if values is None else {"values": values}
+    content = {
+        "name": "played", "method": "random" if values is None else "grid", "metric": {"name": "score"},
+        "parameters": {"x": axis},
+        "command": ["python", "-m", "lit_papers", "fit", "--config", "${args_json_file}"], **changes,
+    }  # fmt: skip
+    (folder / "played.yaml").write_text(yaml.safe_dump(content))
+    return str(folder / "played.yaml")
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="played", storage=f"sqlite:///{folder}/runs/sweeps/played/study.db")
+
+
+def counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.trials if not trial.user_attrs.get(INTERRUPTED)]
+
+
+def alive(word: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+            if word in line and "Z" not in (path.parent / "stat").read_text().rpartition(")")[2].split()[0]:
+                found.append(line)
+        except OSError:  # gone while we looked
+            continue
+    return found
+
+
+def wait_until_gone(word: str) -> None:
+    end = time.monotonic() + 10
+    while alive(word):
+        assert time.monotonic() < end, alive(word)
+        time.sleep(0.05)
+
+
+def test_parameters_go_to_the_database_and_back() -> None:
+    space = {
+        "lr": Range(0.1, 1.0, log=True),
+        "n": Range(1, 9, step=2),
+        "s": Choice(([1, 2], None, True, "a", {"b": 1})),
+    }
+    assert distributions(space) == {
+        "lr": FloatDistribution(0.1, 1.0, log=True),
+        "n": IntDistribution(1, 9, step=2),
+        "s": CategoricalDistribution(["[1, 2]", None, True, "a", '{"b": 1}']),
+    }
+    sweep = Sweep("s", "random", "m", False, space, {"fixed": None}, ())
+    for label, value in [("[1, 2]", [1, 2]), (None, None), (True, True), ('{"b": 1}', {"b": 1})]:
+        assert values_of(sweep, {"lr": 0.3, "s": label}) == {"fixed": None, "lr": 0.3, "s": value}
+
+
+@pytest.mark.usefixtures("play")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_number_of_trials_and_what_is_left(jobs: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", write(tmp_path), "--trials", "5", "--jobs", str(jobs)]) == 0
+    study = study_of(tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
+    assert all(trial.value == trial.params["x"] for trial in study.trials)
+    folder = tmp_path / "runs/sweeps/played"
+    assert "played: true" in (folder / "best.yaml").read_text()
+    assert f"trial {study.best_trial.number} with score" in (folder / "best.yaml").read_text()
+    assert {path.stem for path in folder.glob("*.png")} == {"history", "parallel_coordinates", "importance"}
+    assert not list(folder.glob("*.lock"))
+    out = capfd.readouterr().out
+    assert "5 trials complete, 0 stopped early, 0 failed" in out
+    assert f"best {study.best_value:.4g}" in out
+    # more trials of the same study, and none where there are enough
+    assert main(["sweep", write(tmp_path), "--trials", "6", "--jobs", str(jobs)]) == 0
+    assert main(["sweep", write(tmp_path), "--trials", "2", "--jobs", str(jobs)]) == 0
+    assert len(study_of(tmp_path).trials) == 6
+
+
+@pytest.mark.usefixtures("play")
+def test_a_grid_is_run_once_each_in_order(tmp_path: Path) -> None:
+    values = [3, None, [1, 2], True, "word"]
+    assert main(["sweep", write(tmp_path, values), "--trials", "2"]) == 0
+    assert main(["sweep", write(tmp_path, values)]) == 0
+    assert [trial.params["x"] for trial in counted(study_of(tmp_path))] == [3, None, "[1, 2]", True, "word"]
+    given = [
+        json.loads(path.read_text())["x"] for path in sorted((tmp_path / "runs/sweeps/played").glob("trial*.json"))
+    ]
+    assert given == values
+
+
+@pytest.mark.usefixtures("play")
+def test_a_trial_that_fails_is_noted_and_the_next_one_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", write(tmp_path, [1.0, "fails", "nan", 0.25])]) == 0
+    states = [trial.state for trial in study_of(tmp_path).trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+    reasons = [trial.user_attrs.get(REASON) for trial in study_of(tmp_path).trials]
+    assert "ValueError: no such luck" in reasons[1]
+    assert "trial_001.log" in reasons[1]
+    assert reasons[2] == "score ended as nan"
+    assert "2 failed" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("play")
+def test_gives_up_where_nothing_succeeds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, ["fails"], parameters={"x": {"values": ["fails"]}, "y": {"values": [1, 2, 3, 4, 5]}})
+    assert main(["sweep", path]) == 1
+    assert len(counted(study_of(tmp_path))) - sum(t.state == TrialState.WAITING for t in study_of(tmp_path).trials) == 3
+    assert "the first 3 trials all failed; the last: exit status 1: ValueError: no such luck" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("play")
+def test_an_unknown_metric_ends_the_search_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", write(tmp_path, ["other", 1, 2])]) == 1
+    assert "metric.name: 'score' was never logged; logged were val/loss" in capfd.readouterr().err
+    assert len((tmp_path / "started").read_text().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("play")
+def test_another_sweep_file_of_the_same_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", write(tmp_path), "--trials", "1"]) == 0
+    assert main(["sweep", write(tmp_path, metric={"name": "other"}), "--trials", "1"]) == 1
+    assert "was begun with another sweep file (different: metric)" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("play")
+def test_what_a_trial_leaves_running_is_ended(tmp_path: Path) -> None:
+    assert main(["sweep", write(tmp_path, ["lingers"])]) == 0
+    wait_until_gone("lingering")
+
+
+def start(play: Path, path: str, *options: str) -> "subprocess.Popen[str]":
+    code = f"import sys; sys.executable = {str(play)!r}; from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))"
+    python = play.read_text().splitlines()[0].removeprefix("#!")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [python, "-c", code, "sweep", path, *options],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    started = Path("started")
+    while not (started.exists() and "sleeps" in started.read_text()):
+        assert process.poll() is None, process.stdout.read()  # type: ignore[union-attr]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_interrupted_in_the_middle_and_started_again(
+    how: signal.Signals, jobs: str, play: Path, tmp_path: Path
+) -> None:
+    values = [0.75, 0.5, "sleeps", 0.25]  # two jobs begin to sleep when one of the first is finished
+    process = start(play, write(tmp_path, values), "--jobs", jobs)
+    process.send_signal(how)
+    out = process.communicate(timeout=30)[0]
+    wait_until_gone("actor.py")
+    wait_until_gone("lingering")
+    if how is signal.SIGINT:
+        assert process.returncode == 130, out
+        assert "finished trials are kept, and the same command goes on" in out
+    finished = [trial for trial in study_of(tmp_path).trials if trial.state == TrialState.COMPLETE]
+    assert finished
+    (tmp_path / "awake").touch()
+    assert main(["sweep", write(tmp_path, values), "--jobs", jobs]) == 0
+    ended = counted(study_of(tmp_path))
+    assert [trial.state for trial in ended] == [TrialState.COMPLETE] * 4
+    assert {trial.params["x"] for trial in ended} == set(values)
+    assert finished == [ended[trial.number] for trial in finished]
+
+
+def test_a_running_search_keeps_its_trials_when_another_joins(play: Path, tmp_path: Path) -> None:
+    """As on a second machine, or in a second terminal: each setting of the grid is run by one of them."""
+    path = write(tmp_path, ["sleeps", 0.5, 0.25])
+    process = start(play, path)
+    try:
+        assert main(["sweep", path]) == 0
+        states = [trial.state for trial in study_of(tmp_path).trials]
+        assert states == [TrialState.RUNNING, TrialState.COMPLETE, TrialState.COMPLETE]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    wait_until_gone("actor.py")
+
+
+@pytest.mark.usefixtures("play")
+def test_a_locked_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(storage_module, "LOCK_TIMEOUT", 0.2)
+    connection = sqlite3.connect(tmp_path / "busy.db")
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        assert main(["sweep", write(tmp_path), "--trials", "1", "--storage", f"sqlite:///{tmp_path}/busy.db"]) == 1
+    finally:
+        connection.close()
+    error = capfd.readouterr().err
+    assert "busy.db cannot be used: " in error
+    assert "database is locked" in error
+
+
+@pytest.mark.usefixtures("play")
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "storage that --storage names cannot be used"),
+        ("postgresql+nodriver://me:secret@host/db", "postgresql"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+    ],
+)
+def test_a_storage_that_is_none(url: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", write(tmp_path), "--trials", "1", "--storage", url]) == 1
+    error = capfd.readouterr().err
+    assert message in error
+    assert "secret" not in error
+
+
+def test_wrong_command_lines(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["sweep", write(tmp_path)]) == 2
+    assert "--trials is missing, and the file has no run_cap" in capfd.readouterr().err
+    assert main(["sweep", write(tmp_path, method=None), "--trials", "1"]) == 2
+    assert "method: missing" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sweep", write(tmp_path), "--trials", "0"])
+    assert "must be at least 1" in capfd.readouterr().err
+    monkeypatch.setattr("lit_papers.tuning.command.find_spec", lambda name: None)
+    assert main(["sweep", write(tmp_path), "--trials", "1"]) == 1
+    assert "pip install 'lit-papers[sweep]'" in capfd.readouterr().err
+
+
+def test_without_a_seed_a_restart_draws_new_values() -> None:
+    for sampler in search_module.SAMPLERS.values():
+        drawn = {optuna.create_study(sampler=sampler()).ask().suggest_float("x", 0, 1) for _ in range(3)}
+        assert len(drawn) == 3
+
+
+def test_helper_of_this_file(tmp_path: Path) -> None:
+    """`alive` sees a process that runs, and none that has ended: the checks for orphans rest on it."""
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent("import time; time.sleep(60)"), "marked-process"])
+    try:
+        assert alive("marked-process")
+    finally:
+        process.kill()
+        process.wait()
+    wait_until_gone("marked-process")
