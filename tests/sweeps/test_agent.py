@@ -112,3 +112,33 @@ def test_two_runs_of_a_sweep(tmp_path: Path) -> None:
         assert len(run.column("neural_collapse/nc1")) == 2
         assert run.summary["neural_collapse/nc1"] == run.column("neural_collapse/nc1")[-1]
         assert any(re.fullmatch(r"media/images/neural_collapse_.*\.png", path) for path in run.files)
+
+
+def test_two_processes_are_one_run(tmp_path: Path) -> None:
+    """Each process of a strategy reads the same values, and only the first logs."""
+    values = {**SHORT, "trainer.max_epochs": 2, "trainer.strategy.init_args.sync_every": 4, "model.init_args.lr": 0.05}
+    with serve([values]) as server:
+        printed = sweep("local_sgd", SHORT, server, tmp_path)
+    assert server.unknown == []
+    assert list(server.runs) == ["run1"], printed[-4000:]
+    run = server.runs["run1"]
+    assert (run.starts, run.exit_code) == (1, 0)
+    assert run.config["config"]["trainer"]["devices"] == 2
+    assert len(run.column("val/accuracy")) == 2
+    logged = [(row["trainer/global_step"], key) for row in run.history for key in row if "/" in key[:-1]]
+    metrics = [entry for entry in logged if entry[1] != "trainer/global_step"]
+    assert len(metrics) == len(set(metrics)), "a step was logged twice"
+    steps = [row["_step"] for row in run.history]
+    assert steps == list(range(len(steps)))
+
+
+def test_the_agent_goes_on_after_a_crash(tmp_path: Path) -> None:
+    good = {**SHORT, "trainer.max_epochs": 1, "model.init_args.lr": 0.05}
+    bad = {**good, "model.init_args.lr": -1.0}  # the optimizer refuses it, when the run has begun
+    with serve([bad, good]) as server:
+        printed = sweep("neural_collapse", SHORT, server, tmp_path)
+    assert server.unknown == []
+    assert "Invalid learning rate" in printed
+    assert [run.exit_code for run in server.runs.values()] == [1, 0]
+    assert server.runs["run1"].column("neural_collapse/nc1") == []
+    assert len(server.runs["run2"].column("neural_collapse/nc1")) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ class WandbServer:
         sweeps: the files given to ``wandb sweep``, by the id they got.
         projects: of the sweeps, by id.
         runs: by id, in the order in which they were handed out or began.
+        requests: how many came, of any kind.
         unknown: names of the operations that were refused.
     """
 
@@ -74,6 +76,7 @@ class WandbServer:
         self.projects: dict[str, str] = {}
         self.runs: dict[str, Run] = {}
         self.handed_out: list[str] = []
+        self.requests = 0
         self.unknown: list[str] = []
         self.url = ""
         self._lock = threading.Lock()
@@ -188,7 +191,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = json.loads(self._body() or b"{}")
+        content = self._body()
+        if self.path.startswith("/sdk/otel/"):  # telemetry of the client itself
+            self._answer({})
+            return
+        body = json.loads(content or b"{}")
         if self.path == "/graphql":
             self._answer(self.state.graphql(body["query"], body.get("variables") or {}))
         elif stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
@@ -208,6 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({}, status=404)
 
     def do_GET(self) -> None:
+        self._body()
         self.state.unknown.append(f"GET {self.path}")
         self._answer({}, status=404)
 
@@ -215,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def _body(self) -> bytes:
+        self.state.requests += 1
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
 
@@ -227,13 +236,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over clients that hang up, as a process does at its end."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve(suggestions: Sequence[dict[str, Any]] = ()) -> Iterator[WandbServer]:
     """A server in a thread of its own, shut down on leaving."""
     state = WandbServer(suggestions)
     handler = type("Handler", (_Handler,), {"state": state})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), handler) as server:
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
