@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_papers.callbacks.guest import untouched
 from lit_papers.continual import metrics
-from lit_papers.plotting import new_figure, save_figure
+from lit_papers.plotting import log_table, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,10 +145,13 @@ class Forgetting(Callback):
         self._warn_of_gaps(trainer, trainer.current_epoch + 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the matrix beside the logs."""
+        """Draw the matrix beside the logs, and give it to loggers that take tables."""
         self._warn_of_gaps(trainer, trainer.current_epoch)
         if trainer.is_global_zero and self._rows:
             save_figure(self.plot(), trainer, "forgetting")
+            columns = ["after task", *(f"accuracy on task {task}" for task in range(len(self.matrix)))]
+            rows = [[task, *row] for task, row in enumerate(self.matrix.tolist())]
+            log_table(trainer, "accuracy_matrix", columns, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, baseline and history, in plain types."""

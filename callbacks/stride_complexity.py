@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_papers.diffstride.functional import complexity_penalty, minimum_stride
 from lit_papers.diffstride.layers import CostCounter, DiffStride
-from lit_papers.plotting import new_figure, save_figure
+from lit_papers.plotting import log_table, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,9 +105,17 @@ class StrideComplexity(Callback):
         self._counter = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the figure beside the logs."""
+        """Write the figure beside the logs, and give the strides to loggers that take tables."""
         if trainer.is_global_zero and self.history:
             save_figure(self.plot(), trainer, "stride_complexity")
+            first, last = self.history[0], self.history[-1]
+            rows = [
+                [*key.split("/")[1:2], {"h": "height", "w": "width"}[key[-1]], first.get(key, math.nan), stride]
+                + [int(last[key.replace("/stride_", "/map_")])]
+                for key, stride in last.items()
+                if "/stride_" in key
+            ]
+            log_table(trainer, "strides", ["layer", "axis", "first stride", "last stride", "last map size"], rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The history, in plain types."""

@@ -50,8 +50,20 @@ def config_names() -> list[str]:
 
 
 def find_config(name: str) -> Path | None:
-    """The file of the shipped configuration ``name``, or None if there is none."""
-    return CONFIG_FOLDER / f"{name}.yaml" if name in config_names() else None
+    """The file of the shipped configuration or overlay ``name``, or None if there is none.
+
+    An overlay, such as ``wandb``, is no run of its own: it is given after a configuration, and changes it.
+    """
+    return CONFIG_FOLDER / f"{name}.yaml" if name in (*config_names(), *overlay_names()) else None
+
+
+def overlay_names() -> list[str]:
+    """Names of the shipped files that change another configuration, sorted.
+
+    >>> overlay_names()
+    ['wandb']
+    """
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
 
 def near_names(name: str) -> list[str]:
@@ -63,7 +75,7 @@ def near_names(name: str) -> list[str]:
     wanted = name.removesuffix(".yaml")
     # people forget the paper as often as they misspell it
     by_last_part = [known for known in config_names() if known.split("/")[-1] == wanted]
-    close = difflib.get_close_matches(wanted, config_names(), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, config_names() + overlay_names(), n=3, cutoff=0.5)
     return (by_last_part + close)[: max(3, len(by_last_part))]
 
 

@@ -1,5 +1,6 @@
 """``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI, with run folders, clear errors and a report."""
 
+import json
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ import lit_papers.local_sgd  # noqa: F401
 from lit_papers.locations import MissingDataError
 from lit_papers.parser_errors import explain
 from lit_papers.run_folder import run_folder
+from lit_papers.wandb_runs import WandbUnusableError, check_installed, start_runs
 
 RUNS = "runs"
 _CHECKPOINT_WORDS = ("best", "last", "hpc")
@@ -44,7 +46,11 @@ class Parser(LightningArgumentParser):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the merged configuration into the run's own folder, and to the logger where that is a service."""
+    """Writes the merged configuration into the run's own folder, and to the logger where that is a service.
+
+    There it is the mapping ``config``, whose leaves a service can filter by: ``config.model.init_args.lr``. The keys
+    above it are left to others, as those of a sweep (``model.init_args.lr``) would collide with it.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml``; called on the first process only."""
@@ -52,9 +58,11 @@ class SaveRunConfig(SaveConfigCallback):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True)
+        # by way of JSON: a mapping of plain types, whatever objects the configuration has
+        nested = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
-                logger.log_hyperparams({"config": self.parser.dump(self.config, skip_unset=False)})
+                logger.log_hyperparams({"config": nested})
 
 
 class PapersCLI(LightningCLI):
@@ -100,6 +108,7 @@ class PapersCLI(LightningCLI):
                 "hyperparameter of the model start a new run",
                 stacklevel=1,
             )
+        check_installed(config.trainer.logger)
         if config.trainer.logger in (None, True):
             init_args = Namespace(save_dir=RUNS, name=self.run_name)  # type: ignore[no-untyped-call]
             config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
@@ -107,11 +116,12 @@ class PapersCLI(LightningCLI):
             )
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; what their constructors refuse is a wrong command line."""
+        """Build model, data and trainer, and start the logging; what constructors refuse is a wrong command line."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self._parser(self.subcommand).error(str(error), error)
+        start_runs(self.trainer.loggers)
 
     def after_fit(self) -> None:
         """Print the final metrics and where the run's files are."""
@@ -156,13 +166,13 @@ def run(arguments: Sequence[str] | None, run_name: str, callbacks: Sequence[Call
         callbacks: beside those of the configuration.
 
     Returns:
-        Exit status: 0 for success, 1 where the data are missing.
+        Exit status: 0 for success, 1 where the data are missing or W&B was asked for and cannot be used.
     """
     # our image sets lie in memory: workers would only copy them
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
         PapersCLI(run_name, arguments, callbacks)
-    except MissingDataError as error:
+    except (MissingDataError, WandbUnusableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

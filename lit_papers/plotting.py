@@ -1,7 +1,8 @@
-"""What all our figures share: made without pyplot, so that a guest changes no global state, and saved with the run."""
+"""What all our figures and tables share: made without pyplot, which has global state, and kept with the run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,3 +60,21 @@ def save_figure(figure: Figure, trainer: Trainer, name: str) -> None:
         log_image = getattr(logger, "log_image", None)
         if log_image is not None:
             log_image(key=name, images=[str(path)])
+
+
+def log_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Give a table to loggers that take tables (W&B); others have the same numbers as metrics.
+
+    Call it on one process only.
+
+    Args:
+        trainer: of the run.
+        name: key of the table, other than that of any metric or figure.
+        columns: their names.
+        rows: values of each row, plain types; NaN is left empty.
+    """
+    data = [[None if isinstance(value, float) and math.isnan(value) else value for value in row] for row in rows]
+    for logger in trainer.loggers:
+        log = getattr(logger, "log_table", None)
+        if log is not None:
+            log(key=name, columns=list(columns), data=data)
