@@ -186,8 +186,8 @@ class Search:
 
         A lock file that can be locked belonged to a process that is gone; one that is not here, to another machine.
         """
-        for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            path = Path(frozen.user_attrs.get(LOCK, ""))
+        running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        for path in {Path(trial.user_attrs.get(LOCK, "")) for trial in running}:
             if not path.is_file():
                 continue
             lock = FileLock(path)
@@ -195,8 +195,11 @@ class Search:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            self._requeue(frozen)
+            for trial in running:
+                if trial.user_attrs.get(LOCK) == str(path):
+                    self._requeue(trial)
             lock.release()
+            path.unlink(missing_ok=True)
 
     def _requeue(self, trial: FrozenTrial) -> None:
         self.study.enqueue_trial(trial.params)  # first, so that being killed here loses nothing

@@ -247,6 +247,25 @@ def test_a_running_search_keeps_its_trials_when_another_joins(play: Path, tmp_pa
     wait_until_gone("actor.py")
 
 
+def test_all_trials_of_a_killed_search_are_run_again(play: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, parameters={"x": {"values": ["sleeps"]}, "y": {"values": [1, 2, 3]}}, method="grid")
+    process = start(play, path, "--jobs", "2")
+    end = time.monotonic() + 30
+    while Path("started").read_text().count("sleeps") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    wait_until_gone("actor.py")
+    assert [trial.state for trial in study_of(tmp_path).trials].count(TrialState.RUNNING) == 2
+    (tmp_path / "awake").touch()
+    assert main(["sweep", path]) == 0
+    ended = counted(study_of(tmp_path))
+    assert [trial.state for trial in ended] == [TrialState.COMPLETE] * 3
+    assert {trial.params["y"] for trial in ended} == {1, 2, 3}
+    assert not list((tmp_path / "runs/sweeps/played").glob("*.lock"))
+
+
 @pytest.mark.usefixtures("play")
 def test_a_locked_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(storage_module, "LOCK_TIMEOUT", 0.2)
