@@ -49,8 +49,14 @@ def read_run(path: Path) -> OfflineRun:
         for update in (record.run.config.update, record.config.update):
             run.config |= {item.key: json.loads(item.value_json) for item in update if item.key}
         if record.HasField("history"):
-            items = record.history.item
-            run.history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                *parents, key = item.nested_key or [item.key]
+                inner = row
+                for parent in parents:  # media: one item for each entry of their description
+                    inner = inner.setdefault(parent, {})
+                inner[key] = json.loads(item.value_json)
+            run.history.append(row)
         if record.HasField("exit"):
             run.exit_code = record.exit.exit_code
     return run

@@ -108,7 +108,8 @@ def test_two_runs_of_a_sweep(tmp_path: Path) -> None:
         assert resolved["model"]["init_args"]["lr"] == values["model.init_args.lr"]
         assert resolved["trainer"]["enable_progress_bar"] is False
         assert resolved["trainer"]["limit_val_batches"] is None
-        assert resolved["trainer"]["callbacks"] == callbacks
+        (callback,) = resolved["trainer"]["callbacks"]
+        assert callback["init_args"]["epochs"] == [1, 2]
         assert len(run.column("neural_collapse/nc1")) == 2
         assert run.summary["neural_collapse/nc1"] == run.column("neural_collapse/nc1")[-1]
         assert any(re.fullmatch(r"media/images/neural_collapse_.*\.png", path) for path in run.files)
@@ -133,12 +134,15 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 
 
 def test_the_agent_goes_on_after_a_crash(tmp_path: Path) -> None:
+    """A value that a constructor refuses ends the process before its run begins; a later error fails the run."""
     good = {**SHORT, "trainer.max_epochs": 1, "model.init_args.lr": 0.05}
-    bad = {**good, "model.init_args.lr": -1.0}  # the optimizer refuses it, when the run has begun
-    with serve([bad, good]) as server:
+    refused = {**good, "model.init_args.lr": -1.0}
+    lost = {"class_path": "lit_papers.callbacks.NeuralCollapse", "init_args": {"classifier": "nowhere"}}
+    crashed = {**good, "trainer.callbacks": [lost]}
+    with serve([refused, crashed, good]) as server:
         printed = sweep("neural_collapse", SHORT, server, tmp_path)
     assert server.unknown == []
-    assert "Invalid learning rate" in printed
-    assert [run.exit_code for run in server.runs.values()] == [1, 0]
-    assert server.runs["run1"].column("neural_collapse/nc1") == []
-    assert len(server.runs["run2"].column("neural_collapse/nc1")) == 1
+    assert "lr must be > 0, got -1.0" in printed
+    assert {name: run.exit_code for name, run in server.runs.items()} == {"run2": 1, "run3": 0}
+    assert server.runs["run2"].column("neural_collapse/nc1") == []
+    assert len(server.runs["run3"].column("neural_collapse/nc1")) == 1

@@ -37,6 +37,33 @@ def command_line(sweep: dict[str, Any], folder: Path) -> list[str]:
     return [str(folder / "sampled.json") if word == "${args_json_file}" else word for word in command[4:]]
 
 
+def violations(sweep: dict[str, Any]) -> list[str]:
+    """What W&B's own schema has against a sweep file."""
+    schema = pytest.importorskip("sweeps.config.schema")
+    known = schema.sweep_config_jsonschema["properties"]
+    if "run_cap" not in known:  # younger than the schema of sweeps 0.2.0
+        sweep = {key: value for key, value in sweep.items() if key != "run_cap"}
+    return list(schema.schema_violations_from_proposed_config(sweep))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_file_is_what_wandb_calls_a_sweep(path: Path) -> None:
+    assert violations(yaml.safe_load(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("metrics", {"name": "val/accuracy"}),
+        ("parameters", {"lr": {"distribution": "log_uniform_values", "min": 0.1, "max": 0.01}}),
+        ("method", "guess"),
+    ],
+)
+def test_the_schema_refuses_mistakes(key: str, value: Any) -> None:
+    sweep = yaml.safe_load((ROOT / "sweeps/neural_collapse.yaml").read_text())
+    assert violations({**sweep, key: value}) != []
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sampled_values_arrive(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -58,7 +85,10 @@ def test_sampled_values_arrive(
 def test_the_metric_is_logged(path: Path, tmp_path: Path) -> None:
     """In a process of its own, as the agent starts it: some sweeps start further processes."""
     sweep = yaml.safe_load(path.read_text())
-    arguments = [word for word in command_line(sweep, tmp_path) if not word.startswith("--trainer.logger")]
+    arguments = command_line(sweep, tmp_path)
+    overlay = arguments.index("wandb")  # without it the run writes a table, which is easy to read
+    assert arguments[overlay - 1] == "--config"
+    del arguments[overlay - 1 : overlay + 1]
     short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
