@@ -110,8 +110,13 @@ class StrideComplexity(Callback):
             save_figure(self.plot(), trainer, "stride_complexity")
             first, last = self.history[0], self.history[-1]
             rows = [
-                [*key.split("/")[1:2], {"h": "height", "w": "width"}[key[-1]], first.get(key, math.nan), stride]
-                + [int(last[key.replace("/stride_", "/map_")])]
+                [
+                    key.split("/")[1],
+                    {"h": "height", "w": "width"}[key[-1]],
+                    first.get(key, math.nan),
+                    stride,
+                    int(last[key.replace("/stride_", "/map_")]),
+                ]
                 for key, stride in last.items()
                 if "/stride_" in key
             ]

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from lit_papers.cli import main
+from lit_papers.tuning.command import sweep_parser
+from lit_papers.tuning.sweep_file import find_sweep, read_sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,7 +23,11 @@ SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 @pytest.mark.parametrize("command", OUR_COMMANDS)
 def test_commands_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lit_papers"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
     arguments = shlex.split(command)
+    if arguments[0] == "sweep":  # many runs; tests/tuning starts them
+        read_sweep(find_sweep(sweep_parser().parse_args(arguments[1:]).sweep))
+        return
     try:
         status = main(arguments + (SHORT if arguments[0] == "fit" else []))
     except SystemExit as end:  # --print_config

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         Exit status: 0 where a trial is complete; 1 where none is, or the search could not go on; 2 for a wrong
         command line or sweep file; 130 after Ctrl-C.
     """
-    given = _parser().parse_args(arguments)
+    given = sweep_parser().parse_args(arguments)
     try:
         sweep = read_sweep(find_sweep(given.sweep))
         trials = _number_of_trials(sweep, given.trials)
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     return _search(sweep, trials, given.jobs, given.storage)
 
 
-def _parser() -> argparse.ArgumentParser:
+def sweep_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m lit_papers sweep",
         allow_abbrev=False,

@@ -43,16 +43,16 @@ class ReportToStudy(EarlyStopping):
         """Compare with the other trials, and stop on all processes alike."""
         if self._rung is None:
             return
-        falls_behind = trainer.is_global_zero and self._falls_behind(trainer, self._rung)
-        # every process takes part in every epoch, whether the metric is known to it or not
+        # every process takes part in both, in every epoch: to read a metric is to average it over the processes
+        value = trainer.callback_metrics.get(self.monitor)
+        falls_behind = trainer.is_global_zero and self._falls_behind(value, self._rung)
         if trainer.strategy.broadcast(falls_behind):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the end of the epoch."""
 
-    def _falls_behind(self, trainer: Trainer, rung: int) -> bool:
-        value = trainer.callback_metrics.get(self.monitor)
+    def _falls_behind(self, value: Tensor | None, rung: int) -> bool:
         if value is None or value is self._before:
             return False
         self._steps += 1
@@ -67,13 +67,13 @@ class ReportToStudy(EarlyStopping):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last value, or the names that were logged instead."""
+        metrics = trainer.callback_metrics
         if not trainer.is_global_zero:
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
-            self._trial.set_user_attr(LOGGED, sorted(trainer.callback_metrics))
+        if self.monitor in metrics:
+            self._trial.set_user_attr(VALUE, metrics[self.monitor].item())
         else:
-            self._trial.set_user_attr(VALUE, value.item())
+            self._trial.set_user_attr(LOGGED, sorted(metrics))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the checkpoints of a trial are those of any run."""

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.sweeps.wandb_server import WandbServer, serve
@@ -86,7 +85,12 @@ SHORT = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": F
 
 def test_two_runs_of_a_sweep(tmp_path: Path) -> None:
     """Values arrive with their types, metrics at the server, and the sweep decides where runs belong."""
-    fixed = {**SHORT, "trainer.max_epochs": 2, "trainer.limit_val_batches": None, "data.init_args.samples_per_class": 70}
+    fixed = {
+        **SHORT,
+        "trainer.max_epochs": 2,
+        "trainer.limit_val_batches": None,
+        "data.init_args.samples_per_class": 70,
+    }
     callbacks = [{"class_path": "lit_papers.callbacks.NeuralCollapse", "init_args": {"epochs": [1, 2]}}]
     fixed["trainer.callbacks"] = callbacks
     first = {"model.init_args.lr": 0.05, "model.init_args.weight_decay": 1e-5, "model.init_args.loss": "mse", **fixed}

@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.unknown.append(f"GET {self.path}")
         self._answer({}, status=404)
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # the base class names it so
+    def log_message(self, format: str, *arguments: object) -> None:  # the base class names it so
         """Keep quiet."""
 
     def _body(self) -> bytes:

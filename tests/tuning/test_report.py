@@ -16,7 +16,7 @@ from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment
 
 
 class Logs(LightningModule):
-    """Logs ``offset + epoch`` in every ``every``-th epoch, on the first process only."""
+    """Logs ``offset + epoch`` in every ``every``-th epoch, on the first process only; and a mean over processes."""
 
     def __init__(self, offset: float, every: int = 1, stage: str = "train") -> None:
         super().__init__()
@@ -26,6 +26,7 @@ class Logs(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         if self.stage == "train":
             self._log()
+        self.log("mean", 1.0, on_epoch=True, on_step=False, sync_dist=True)
         return self.layer(batch).mean()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -80,7 +81,7 @@ def test_without_pruning_only_the_end_is_written(tmp_path: Path) -> None:
 def test_an_unknown_metric_leaves_the_names_of_the_others(tmp_path: Path) -> None:
     study, assignment = assign(tmp_path, metric="scor")
     fit(assignment, Logs(0.0), max_epochs=1)
-    assert study.trials[0].user_attrs == {LOGGED: ["score"]}
+    assert study.trials[0].user_attrs == {LOGGED: ["mean", "score"]}
 
 
 def test_hyperband_stops_where_the_pruner_of_wandb_would(tmp_path: Path) -> None:
@@ -114,6 +115,7 @@ def test_two_processes_report_once_and_stop_together(tmp_path: Path) -> None:
     study, first = assign(tmp_path, min_iter=1)
     fit(first, Logs(0.0), max_epochs=1)
     _, second = assign(tmp_path, min_iter=1)
+    assert second.trial_id != first.trial_id
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
     trainer = fit(second, Logs(5.0), max_epochs=50, devices=2, strategy=strategy)
     assert study.trials[1].intermediate_values == {1: 5.0}
