@@ -12,11 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.sweeps.wandb_server import WandbServer, serve
 
 ROOT = Path(__file__).parents[2]
+SHORT = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
 
 
 def environment(server: WandbServer, folder: Path) -> dict[str, str]:
@@ -80,9 +82,6 @@ def sweep(name: str, fixed: dict[str, Any], server: WandbServer, folder: Path) -
     return output(["wandb", "agent", agent], server, folder, timeout=200)
 
 
-SHORT = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
-
-
 def test_two_runs_of_a_sweep(tmp_path: Path) -> None:
     """Values arrive with their types, metrics at the server, and the sweep decides where runs belong."""
     fixed = {
@@ -137,6 +136,7 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     assert steps == list(range(len(steps)))
 
 
+@pytest.mark.slow
 def test_the_agent_goes_on_after_a_crash(tmp_path: Path) -> None:
     """A value that a constructor refuses ends the process before its run begins; a later error fails the run."""
     good = {**SHORT, "trainer.max_epochs": 1, "model.init_args.lr": 0.05}
