@@ -1,23 +1,21 @@
 """How far the ranks of local SGD drift apart in each round, and what keeping them together has cost."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lit_papers.callbacks.record import Record, nothing_yet
 from lit_papers.local_sgd import LocalSGDStrategy
-from lit_papers.plotting import STYLES, log_scale, new_figure, save_figure
+from lit_papers.plotting import STYLES, log_scale, new_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DISTANCE, _RELATIVE, _BYTES = (
-    f"local_sgd/{key}" for key in ("consensus_distance", "relative_consensus_distance", "bytes_communicated")
-)
+_DISTANCE, _RELATIVE, _BYTES = "consensus_distance", "relative_consensus_distance", "bytes_communicated"
 
 
-class ConsensusDistance(Callback):
+class ConsensusDistance(Record):
     r"""Logs the drift between the ranks at each averaging of `LocalSGDStrategy`, before they are averaged.
 
     .. math:: \frac{1}{M} \sum_m \|x_m - \bar x\|^2
@@ -32,19 +30,23 @@ class ConsensusDistance(Callback):
     squared norm of the average, 0 if that is 0) and ``local_sgd/bytes_communicated`` (payload per rank so far). It
     costs one all-reduce of a single number a round, and never changes training.
 
+    Args:
+        name: prefix of keys and name of the figure.
+
     Attributes:
-        history: one dict an averaging with ``step`` and these three keys; kept in checkpoints.
+        history: one dict an averaging with ``step`` and these three keys without prefix; kept in checkpoints.
 
     Raises:
         MisconfigurationException: at the start of fit, if the strategy is another one.
     """
 
-    def __init__(self) -> None:
-        self.history: list[dict[str, float]] = []
+    def __init__(self, name: str = "local_sgd") -> None:
+        super().__init__(name)
         self._seen = 0  # averagings that are in the history, or were before this callback came
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the strategy to measure."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             if not isinstance(trainer.strategy, LocalSGDStrategy):
                 raise MisconfigurationException(
@@ -71,23 +73,10 @@ class ConsensusDistance(Callback):
         """Record a round that the end of training ended."""
         self._record(trainer)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the figure beside the logs."""
-        if trainer.is_global_zero and self.history:
-            save_figure(self.plot()[0], trainer, "consensus_distance")
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let a later fit without this callback measure nothing."""
         if stage == "fit":
             _strategy(trainer).track_drift = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The history, in plain types."""
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the history of the run that is resumed."""
-        self.history = state_dict["history"]
 
     def _record(self, trainer: Trainer) -> None:
         strategy = _strategy(trainer)
@@ -100,28 +89,17 @@ class ConsensusDistance(Callback):
             _RELATIVE: distance / norm if norm > 0 else 0.0,
             _BYTES: float(strategy.bytes_communicated),
         }
-        self.history.append({"step": float(trainer.global_step), **measured})
-        for logger in trainer.loggers:  # not `self.log`, which would keep to `log_every_n_steps`
-            logger.log_metrics(measured, step=trainer.global_step)
+        self.keep(trainer, measured)
 
-    def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+    def plot(self) -> "Figure":
         """Drift against optimizer steps, log scale, and bytes on a second axis.
-
-        Args:
-            ax: to draw on; None for a new figure.
-
-        Returns:
-            Figure and axes of the drift.
 
         Raises:
             RuntimeError: nothing was averaged yet.
         """
         if not self.history:
-            raise RuntimeError("nothing to plot: `history` is empty until the ranks are averaged first")
-        if ax is None:
-            figure, (ax,) = new_figure(1, 1)
-        else:
-            figure = cast("Figure", ax.get_figure(root=True))
+            raise nothing_yet(type(self).__name__)
+        figure, (ax,) = new_figure(1, 1)
         steps = [entry["step"] for entry in self.history]
         ax.plot(steps, [entry[_DISTANCE] for entry in self.history], markersize=4, label="drift", **STYLES[0])
         ax.set(xlabel="optimizer step", ylabel=r"drift $\frac{1}{M}\sum_m \|x_m - \bar{x}\|^2$")
@@ -133,7 +111,7 @@ class ConsensusDistance(Callback):
         sent.set_ylabel("megabytes given to all-reduces by each rank")
         lines = [*ax.lines, *sent.lines]
         ax.legend(lines, [str(line.get_label()) for line in lines])
-        return figure, ax
+        return figure
 
 
 def _strategy(trainer: Trainer) -> LocalSGDStrategy:

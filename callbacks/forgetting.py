@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_papers.callbacks.guest import untouched
+from lit_papers.callbacks.record import Record, nothing_yet
 from lit_papers.continual import metrics
-from lit_papers.plotting import log_table, new_figure, save_figure
+from lit_papers.lens import Subject
+from lit_papers.plotting import log_table, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PREFIX = "continual"
 
-
-class Forgetting(Callback):
+class Forgetting(Record):
     """Fills the task-accuracy matrix of any training that goes through tasks, and logs what it says.
 
     Attach it to any LightningModule that logs a metric for several validation loaders, one a task::
@@ -48,6 +46,7 @@ class Forgetting(Callback):
         baseline: accuracy of the untrained network on each task.
         evaluate: instead of validation loaders, a function from the module to the accuracies on all tasks; it runs in
             evaluation mode, on every process, and once before training, for the baseline.
+        name: prefix of keys and name of the figure; give each of several instances its own.
 
     Attributes:
         history: one dict a row, with ``epoch`` (1-based), ``task`` (0-based) and what was logged; kept in checkpoints.
@@ -63,8 +62,10 @@ class Forgetting(Callback):
         epochs_per_task: int | None = None,
         convention: Literal["max", "max_past", "first"] = "max",
         baseline: Sequence[float] | None = None,
-        evaluate: Callable[[LightningModule], Sequence[float]] | None = None,
+        evaluate: Callable[[Any], Sequence[float]] | None = None,
+        name: str = "continual",
     ) -> None:
+        super().__init__(name)
         metrics.check_convention(convention)
         if epochs_per_task is not None and epochs_per_task < 1:
             raise ValueError(f"`epochs_per_task` must be at least 1, got {epochs_per_task}")
@@ -73,9 +74,12 @@ class Forgetting(Callback):
         self.convention = convention
         self.baseline = None if baseline is None else [float(value) for value in baseline]
         self.evaluate = evaluate
-        self.history: list[dict[str, Any]] = []
         self._rows: dict[int, list[float]] = {}
-        self._warned: set[str] = set()
+
+    def begin_anew(self) -> None:
+        """Forget the matrix of another network."""
+        super().begin_anew()
+        self._rows = {}
 
     # -- what it knows -------------------------------------------------------------------------------------------
 
@@ -114,6 +118,7 @@ class Forgetting(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a training whose tasks are not known to end."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and self.epochs_per_task is None and not hasattr(_datamodule(trainer), "task_of"):
             raise MisconfigurationException(
                 "Forgetting does not know when a task ends: give `epochs_per_task`, or a datamodule with `task_of`"
@@ -147,21 +152,21 @@ class Forgetting(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the matrix beside the logs, and give it to loggers that take tables."""
         self._warn_of_gaps(trainer, trainer.current_epoch)
+        super().on_fit_end(trainer, pl_module)
         if trainer.is_global_zero and self._rows:
-            save_figure(self.plot(), trainer, "forgetting")
             columns = ["after task", *(f"accuracy on task {task}" for task in range(len(self.matrix)))]
             rows = [[task, *row] for task, row in enumerate(self.matrix.tolist())]
             log_table(trainer, "accuracy_matrix", columns, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, baseline and history, in plain types."""
-        return {"rows": self._rows, "baseline": self.baseline, "history": self.history}
+        return {**super().state_dict(), "rows": self._rows, "baseline": self.baseline}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the matrix of the run that is resumed."""
         self._rows = dict(state_dict["rows"])
         self.baseline = state_dict["baseline"]
-        self.history = list(state_dict["history"])
+        super().load_state_dict(state_dict)
 
     def plot(self) -> Figure:
         """The matrix as a heat map, its numbers in %.
@@ -171,7 +176,7 @@ class Forgetting(Callback):
             ImportError: matplotlib is missing.
         """
         if not self._rows:
-            raise RuntimeError("there is nothing to draw before the first task has ended")
+            raise nothing_yet(type(self).__name__)
         percent = 100 * self.matrix
         tasks = len(percent)
         figure, (axis,) = new_figure(1, 1)
@@ -221,8 +226,10 @@ class Forgetting(Callback):
 
     def _evaluated(self, trainer: Trainer, pl_module: LightningModule) -> list[float]:
         assert self.evaluate is not None  # noqa: S101
-        with untouched(trainer, pl_module):
-            return self._shared(trainer, [float(value) for value in self.evaluate(pl_module)])
+        subject = Subject(pl_module, trainer=trainer, reads=None)
+        with subject.quiet(), subject.twin() as network, subject.precision():
+            row = [float(value) for value in self.evaluate(network)]
+        return self._shared(trainer, row)
 
     def _shared(self, trainer: Trainer, row: list[float]) -> list[float]:
         """The mean over processes: where the module synchronised, each has it already."""
@@ -233,40 +240,31 @@ class Forgetting(Callback):
 
     def _record(self, trainer: Trainer, task: int, row: list[float]) -> None:
         if task >= len(row):
-            self._warn_once(f"more than {len(row)} tasks have ended, but only {len(row)} are evaluated: not recorded")
+            self.warn_once(f"more than {len(row)} tasks have ended, but only {len(row)} are evaluated: not recorded")
             return
         self._rows[task] = row
         logged = {
-            f"{_PREFIX}/accuracy": self.average_accuracy,
-            f"{_PREFIX}/forgetting": self.forgetting,
-            f"{_PREFIX}/backward_transfer": self.backward_transfer,
-            f"{_PREFIX}/forward_transfer": self.forward_transfer,
-            **{f"{_PREFIX}/accuracy_task_{i}": value for i, value in enumerate(row)},
+            "accuracy": self.average_accuracy,
+            "forgetting": self.forgetting,
+            "backward_transfer": self.backward_transfer,
+            "forward_transfer": self.forward_transfer,
+            **{f"accuracy_task_{i}": value for i, value in enumerate(row)},
         }
         if self.baseline is None:
-            del logged[f"{_PREFIX}/forward_transfer"]
-        epoch = trainer.current_epoch
+            del logged["forward_transfer"]
         # a validation in the middle of the epoch may have written the row already
         self.history = [entry for entry in self.history if entry["task"] != task]
-        self.history.append({"epoch": epoch + 1, "task": task, **logged})
-        for logger in trainer.loggers:  # `self.log` is not allowed where the metrics are complete
-            logger.log_metrics({**logged, "epoch": epoch}, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
+        self.keep(trainer, logged, task=task)
 
     def _warn_of_gaps(self, trainer: Trainer, epochs: int) -> None:
         ended = {self._task_that_ends(trainer, epoch) for epoch in range(epochs)} - {None}
         limit = len(self.matrix) or len(ended)
         missing = sorted(task for task in ended if task is not None and task not in self._rows and task < limit)
         if missing:
-            self._warn_once(
+            self.warn_once(
                 f"no validation took place at the end of task {missing[0]}, so its row of the matrix stays NaN; let "
                 "`check_val_every_n_epoch` divide the epochs of a task"
             )
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            rank_zero_warn(f"Forgetting: {message}")
 
 
 def _datamodule(trainer: Trainer) -> Any:

@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lit_papers.callbacks.record import Record, nothing_yet
 from lit_papers.diffstride.functional import complexity_penalty, minimum_stride
 from lit_papers.diffstride.layers import CostCounter, DiffStride
-from lit_papers.plotting import log_table, new_figure, save_figure
+from lit_papers.plotting import log_table, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_GMACS, _PENALTY = "diffstride/gmacs", "diffstride/penalty"
+_GMACS, _PENALTY = "gmacs", "penalty"
 
 
-class StrideComplexity(Callback):
+class StrideComplexity(Record):
     """Logs strides, map sizes and cost of any network that contains `DiffStride` layers (Riad et al., ICLR 2022).
 
     Every ``every_n_steps`` optimizer steps the batch's own forward pass is watched, without another one, and all
@@ -32,27 +32,29 @@ class StrideComplexity(Callback):
 
     Args:
         every_n_steps: measure where ``trainer.global_step`` is a multiple of it, >= 1.
+        name: prefix of keys and name of the figure; give each of several instances its own.
 
     Attributes:
-        history: one dict a measurement, of these keys and ``step``, the optimizer steps before it; kept in checkpoints.
+        history: one dict a measurement, of these keys without prefix and ``step``, the optimizer steps before it; kept
+            in checkpoints.
 
     Raises:
         ValueError: ``every_n_steps`` is out of range.
         MisconfigurationException: at the start of fit, if the module has no such layer.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: int = 50, name: str = "diffstride") -> None:
+        super().__init__(name)
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self.history: list[dict[str, float]] = []
         self._counter: CostCounter | None = None
         self._step = 0
         self._strides: dict[str, Tensor] = {}
-        self._warned: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for the layers."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not _layers(pl_module):
             raise MisconfigurationException(
                 f"StrideComplexity found no DiffStride layer in {type(pl_module).__name__}: put "
@@ -62,7 +64,7 @@ class StrideComplexity(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to watch where a measurement is due."""
         step = trainer.global_step
-        if step % self.every_n_steps or (self.history and self.history[-1]["step"] >= step):
+        if step % self.every_n_steps or (self.this_fit and self.this_fit[-1]["step"] >= step):
             return
         self._step = step
         self._strides = {name: layer.strides.detach().clone() for name, layer in _layers(pl_module).items()}
@@ -89,15 +91,12 @@ class StrideComplexity(Callback):
             areas.append(strides if layer.axes == 2 else torch.cat([strides, strides.new_ones(1)]))
             values = strides.tolist()
             for letter, stride, size in zip("hw"[-layer.axes :], values, counter.map_sizes[name], strict=True):
-                measured[f"diffstride/{name}/stride_{letter}"] = stride
-                measured[f"diffstride/{name}/map_{letter}"] = float(size)
+                measured[f"{name}/stride_{letter}"] = stride
+                measured[f"{name}/map_{letter}"] = float(size)
             self._warn_if_stuck(name, layer, values, counter.input_sizes[name])
         measured[_GMACS] = counter.macs / 1e9
         measured[_PENALTY] = complexity_penalty(areas).item() if areas else math.nan
-        self.history.append({"step": float(self._step), **measured})
-        pl_module.log_dict(measured, logger=False)  # for `callback_metrics`
-        for logger in trainer.loggers:  # at once: `log_every_n_steps` may never coincide with ours
-            logger.log_metrics(measured, step=self._step)
+        self.keep(trainer, measured, step=self._step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -105,13 +104,13 @@ class StrideComplexity(Callback):
         self._counter = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the figure beside the logs, and give the strides to loggers that take tables."""
+        """Save the figure, and give the strides to loggers that take tables."""
+        super().on_fit_end(trainer, pl_module)
         if trainer.is_global_zero and self.history:
-            save_figure(self.plot(), trainer, "stride_complexity")
             first, last = self.history[0], self.history[-1]
             rows = [
                 [
-                    key.split("/")[1],
+                    key.split("/")[0],
                     {"h": "height", "w": "width"}[key[-1]],
                     first.get(key, math.nan),
                     stride,
@@ -121,14 +120,6 @@ class StrideComplexity(Callback):
                 if "/stride_" in key
             ]
             log_table(trainer, "strides", ["layer", "axis", "first stride", "last stride", "last map size"], rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The history, in plain types."""
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the history of the run that is resumed."""
-        self.history = state_dict["history"]
 
     def plot(self) -> "Figure":
         """Strides, map sizes and cost against optimizer steps.
@@ -140,15 +131,15 @@ class StrideComplexity(Callback):
             RuntimeError: nothing was measured yet.
         """
         if not self.history:
-            raise RuntimeError("nothing to plot: `history` is empty until the first training batch")
+            raise nothing_yet(type(self).__name__)
         figure, (left, middle, right) = new_figure(1, 3)
         from matplotlib.ticker import MaxNLocator  # after `new_figure`, which says what to install
 
         steps = [entry["step"] for entry in self.history]
         keys = [key for entry in self.history[:1] for key in entry if "/stride_" in key]
-        names = list(dict.fromkeys(key.split("/")[1] for key in keys))
+        names = list(dict.fromkeys(key.split("/")[0] for key in keys))
         for key in keys:
-            _, name, axis = key.split("/")
+            name, axis = key.split("/")
             style = _style(names.index(name), len(names), axis[-1])
             strides = [entry.get(key, math.nan) for entry in self.history]
             sizes = [entry.get(key.replace("/stride_", "/map_"), math.nan) for entry in self.history]
@@ -171,12 +162,11 @@ class StrideComplexity(Callback):
 
     def _warn_if_stuck(self, name: str, layer: DiffStride, strides: list[float], sizes: tuple[int, ...]) -> None:
         stuck = [_is_stuck(n, stride, layer.smoothness) for n, stride in zip(sizes, strides, strict=True)]
-        if name in self._warned or not layer.strides.requires_grad:
+        if not layer.strides.requires_grad:
             return
         if all(stuck) if layer.shared_stride else any(stuck):
-            self._warned.add(name)
-            rank_zero_warn(
-                f"the strides {[round(stride, 2) for stride in strides]} of {name}, on a map of size {sizes}, are "
+            self.warn_once(
+                f"{name} no longer learns, on a map of size {sizes}: its strides are "
                 "stuck: along some axis no frequency lies on the mask's ramp, so there is no gradient. Start from "
                 "smaller strides, or give the layer a larger `smoothness`"
             )

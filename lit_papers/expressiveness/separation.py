@@ -66,8 +66,8 @@ class SeparationReport:
             counts[part] += status == "separated"
         return counts
 
-    def as_metrics(self, prefix: str) -> dict[str, float]:
-        """Numbers for a logger, keys as the callback `SeparationPower` has them."""
+    def as_metrics(self) -> dict[str, float]:
+        """Numbers for a logger, keys as the callback `SeparationPower` has them behind its name."""
         numbers = {
             "separated": self.num_separated,
             "total": len(self.status),
@@ -76,7 +76,7 @@ class SeparationReport:
             **{f"ceiling/{test}": count for test, count in self.ceiling.items()},
             **{f"part/{part}": count for part, count in self.per_part.items()},
         }
-        return {f"{prefix}/{key}": float(value) for key, value in numbers.items()}
+        return {key: float(value) for key, value in numbers.items()}
 
 
 def separation_power(

@@ -98,7 +98,7 @@ def test_two_fgnn_separates_the_basic_part() -> None:
     assert (report.num_unreliable, report.num_grey) == (0, 0)
     assert report.ceiling == {"cr": 0, "2-fwl": 60}
     assert report.exceeds == {"cr": tuple(range(60)), "2-fwl": ()}
-    assert report.as_metrics("s")["s/ceiling/2-fwl"] == 60
+    assert report.as_metrics()["ceiling/2-fwl"] == 60
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""Random streams that a measurement draws from, and must give back as they were."""
+
+import functools
+import random
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+_MOST_OBJECTS = 5_000  # looked at in search of streams: a dataset may hold a list of a million samples
+_MOST_ITEMS = 100  # of one container
+
+
+@contextmanager
+def streams_kept(streams: Iterable[Any] = (), seed: int = 0) -> Iterator[None]:
+    """Draw at will inside: from ``seed`` on, and afterwards every stream goes on as if nothing had been drawn.
+
+    Args:
+        streams: to be kept beside those of Python, NumPy, torch and CUDA, as `streams_in` finds them.
+        seed: of the global streams inside, so that a measurement is the same every time.
+
+    >>> generator = np.random.default_rng(0)
+    >>> with streams_kept(streams_in([{"augmentation": generator}])):
+    ...     _ = generator.normal()
+    >>> bool(generator.normal() == np.random.default_rng(0).normal())
+    True
+    """
+    restores = [_restore(stream) for stream in streams]
+    failure: BaseException | None = None
+    with isolate_rng():
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  # the stream that strangers' augmentations draw from
+            torch.manual_seed(seed)
+            yield
+        except BaseException as error:
+            failure = error  # raised below: isolate_rng restores nothing when an exception passes through it
+        finally:
+            for restore in restores:
+                restore()
+    if failure is not None:
+        raise failure
+
+
+def streams_in(roots: Iterable[Any]) -> list[Any]:
+    """The random streams that can be reached from datasets, samplers or whatever else draws, each once.
+
+    Followed are attributes, containers, closures and partials; found are ``numpy.random.Generator`` and
+    ``RandomState``, ``random.Random`` and ``torch.Generator``. A stream behind a C extension, or in a module's globals,
+    is beyond what can be found.
+    """
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+    queue = deque(roots)
+    while queue and len(seen) < _MOST_OBJECTS:
+        value = queue.popleft()
+        if id(value) in seen or value is None or isinstance(value, (str, bytes, int, float, Tensor, np.ndarray, type)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)):
+            found[id(value)] = value
+        else:
+            queue += _inside(value)
+    return list(found.values())
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, types.ModuleType):
+        return []
+    if isinstance(value, Mapping):
+        return [item for _, item in zip(range(_MOST_ITEMS), value.values(), strict=False)]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [item for _, item in zip(range(_MOST_ITEMS), value, strict=False)]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if isinstance(name, str)]
+    return [*getattr(value, "__dict__", {}).values(), *slots]
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # an empty cell
+        return False
+
+
+def _restore(stream: Any) -> Callable[[], None]:
+    """A function that brings a stream back to where it is now."""
+    if isinstance(stream, np.random.Generator):
+        state: Any = stream.bit_generator.state
+        return lambda: setattr(stream.bit_generator, "state", state)
+    if isinstance(stream, np.random.RandomState):
+        state = stream.get_state()
+        return functools.partial(stream.set_state, state)
+    if isinstance(stream, random.Random):
+        state = stream.getstate()
+        return functools.partial(stream.setstate, state)
+    state = stream.get_state().clone()
+    return functools.partial(stream.set_state, state)
