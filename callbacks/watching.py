@@ -229,7 +229,7 @@ class Watch(Record):
         stamp = (self.fit, epoch, trainer.global_step)
         peers = [other for other in _watches(trainer) if other.is_due(epoch, last=last)]
         numbers, reasons = self._look(f"after epoch {epoch}", stamp, peers)
-        self.keep(trainer, numbers, epoch=epoch, **({"reason": "; ".join(reasons)} if reasons else {}))
+        self.keep(trainer, numbers, epoch=epoch, more={"reason": "; ".join(reasons)} if reasons else None)
 
     def _look(self, when: str, stamp: Any, peers: "Sequence[Watch]" = ()) -> tuple[dict[str, Any], list[str]]:
         """What the lens sees of each data set, with the keys as logged, and why it saw nothing of some."""
