@@ -113,7 +113,9 @@ class Watch(Record):
         if trainer.global_step == 0:
             self._look_if_due(trainer, 0, last=False)
         elif epoch > 0 and (_epoch_is_over(trainer) or not loop.restarted_mid_epoch):
-            self._look_if_due(trainer, epoch, last=False)
+            goes_on = any((entry["epoch"], entry["step"]) == (epoch, trainer.global_step) for entry in self.history)
+            if not goes_on:
+                self._look_if_due(trainer, epoch, last=False)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the copies of the last look."""

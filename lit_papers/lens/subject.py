@@ -258,7 +258,7 @@ class Subject:
                 yield
             finally:
                 if trainer is not None:
-                    trainer.state.stage = stage  # type: ignore[assignment]
+                    trainer.state.stage = stage
 
     def precision(self) -> Any:
         """The trainer's context for calls of the network: autocast, or the default type of tensors made there."""
@@ -428,6 +428,7 @@ def _computed(metric: Metric) -> Any:
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:
     """A layer of the stranger's own network by its name in a copy, which has no wrappers of ``torch.compile``."""
+    layer: nn.Module
     for path, layer in network.named_modules():
         wrapped = "_orig_mod" in layer._modules
         if not wrapped and path.replace("._orig_mod", "").removeprefix("_orig_mod.") == name:

@@ -1,5 +1,6 @@
 """Every callback of ours, attached to a project that has never heard of us."""
 
+import json
 import multiprocessing
 from pathlib import Path
 from typing import Any

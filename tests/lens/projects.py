@@ -70,6 +70,7 @@ class Project:
     rows: Callable[[], tuple[Tensor, Tensor]] = lambda: blobs().tensors
     refused: str | None = None  # by callbacks that need the last layer; matches the message
     tolerance: float = 1e-4
+    ends_as_measured: bool = True  # else the network is changed after its last measurement
 
 
 # -- data ---------------------------------------------------------------------------------------------------------
@@ -534,6 +535,6 @@ PROJECTS: dict[str, Project] = {
         options={"max_epochs": 9},
         callbacks=lambda: [EarlyStopping("flat", patience=1, check_on_train_epoch_end=True)],
     ),
-    "weight averaging": Project(callbacks=lambda: [WeightAveraging()]),
+    "weight averaging": Project(callbacks=lambda: [WeightAveraging()], ends_as_measured=False),
     "label of -1": Project(BatchIgnored, loader=lambda: DataLoader(masked(), batch_size=BATCH), rows=kept_rows),
 }
