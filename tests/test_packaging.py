@@ -102,3 +102,19 @@ def test_importing_needs_no_extra() -> None:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert not {name.split(".")[0] for name in names} & extras, f"{path} imports an extra when imported"
+
+
+def test_the_package_finds_its_three_folders_and_nothing_else_beside_them() -> None:
+    """In a checkout they lie beside the package, among much that is not its."""
+    code = """
+import importlib.util, pkgutil, lit_papers
+names = [module.name for module in pkgutil.walk_packages(lit_papers.__path__, "lit_papers.", onerror=lambda name: None)]
+assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+assert {"lit_papers.callbacks.record", "lit_papers.datamodules.digits", "lit_papers.sweeps"} <= set(names)
+assert importlib.util.find_spec("lit_papers.tests") is None
+assert importlib.util.find_spec("lit_papers.lit_papers") is None
+import lit_papers.callbacks, callbacks
+assert lit_papers.callbacks.NeuralCollapse is callbacks.NeuralCollapse
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

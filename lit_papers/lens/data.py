@@ -207,7 +207,9 @@ def _is_plainly_distributed(sampler: DistributedSampler[Any]) -> bool:
 
 def _fresh(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
     workers = loader.num_workers
-    with_workers: dict[str, Any] = {"prefetch_factor": loader.prefetch_factor, "timeout": loader.timeout} if workers else {}
+    with_workers: dict[str, Any] = (
+        {"prefetch_factor": loader.prefetch_factor, "timeout": loader.timeout} if workers else {}
+    )
     return DataLoader(
         loader.dataset,
         collate_fn=loader.collate_fn,

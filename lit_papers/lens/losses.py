@@ -49,7 +49,7 @@ class LossCall:
     ignore_index: int | None
 
 
-class EnoughSeen(BaseException):  # noqa: N818  # no error, and not for a stranger's ``except Exception``
+class EnoughSeen(BaseException):  # no error, and not for a stranger's ``except Exception``
     """Ends a step whose loss has been seen: its metrics and logs are not wanted."""
 
 

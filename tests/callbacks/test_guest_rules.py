@@ -65,6 +65,7 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:.*nothing measured")
 def test_a_failure_on_one_process_does_not_hang_the_other(tmp_path: Path) -> None:
     """Without agreement before the first collective, the healthy process would wait for the other's statistics."""
 

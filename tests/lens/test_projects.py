@@ -28,7 +28,7 @@ from lit_papers.callbacks.record import Record
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.lens import NotApplicable
 from lit_papers.neural_collapse.functional import class_statistics, variability_collapse
-from tests.lens.projects import BATCH, CLASSES, INPUTS, PROJECTS, Project, blobs
+from tests.lens.projects import BATCH, CLASSES, INPUTS, PROJECTS, Plain, Project, blobs
 
 CALLBACKS: dict[str, Callable[[], Record]] = {
     "NeuralCollapse": NeuralCollapse,
@@ -130,14 +130,23 @@ def test_what_fits_no_classifier_says_so_before_the_first_step(
 
 def test_the_embedding_is_not_taken_for_the_logits(tmp_path: Path) -> None:
     """Masked inputs are answered by the class scores, whatever forward returns first."""
-    ours = CALLBACKS["InteractionStrength"]()
+
+    class LogitsAlone(Plain):
+        def __init__(self, trained: LightningModule) -> None:
+            super().__init__()
+            self.trained = trained
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.trained.head(self.trained.features(x))
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    ours, right = CALLBACKS["InteractionStrength"](), CALLBACKS["InteractionStrength"]()
     module, _ = train(PROJECTS["embedding before logits"], tmp_path, [ours])
-    for_itself = CALLBACKS["InteractionStrength"]()
-    module.forward = lambda x: module.head(module.features(x))  # type: ignore[method-assign]
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[for_itself],
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[right],
         enable_checkpointing=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    module.validation_step = lambda batch, index: None  # type: ignore[method-assign]
-    trainer.validate(module, DataLoader(blobs(), batch_size=BATCH), verbose=False)
-    assert for_itself.evaluated["strength"] == pytest.approx(ours.history[-1]["strength"], rel=1e-5)
+    trainer.validate(LogitsAlone(module), DataLoader(blobs(), batch_size=BATCH), verbose=False)
+    assert right.evaluated["strength"] == pytest.approx(ours.history[-1]["strength"], rel=1e-5)
