@@ -110,12 +110,20 @@ class _Copier:
             twin = torch.Generator(value.device).set_state(value.get_state())
         elif type(value) in (list, set, tuple, dict, OrderedDict) and len(value) > _LONG:
             twin = copy.copy(value)
-        elif type(value) in (list, set, tuple):
+        elif type(value) is list:
+            twin = []
+            self.known(value, twin)  # it may hold itself
+            twin += [self.value(item, path) for item in value]
+        elif type(value) in (set, tuple):
             twin = type(value)(self.value(item, path) for item in value)
         elif type(value) in (dict, OrderedDict):
             twin = type(value)()
             self.known(value, twin)
             twin.update((key, self.value(item, path)) for key, item in value.items())
+        elif _is_plain(value):
+            twin = object.__new__(type(value))
+            self.known(value, twin)
+            twin.__dict__.update({key: self.value(item, f"{path}.{key}") for key, item in value.__dict__.items()})
         else:
             twin = self._other(value, path)
         self.known(value, twin)
@@ -135,25 +143,27 @@ class _Copier:
         memo = dict(self._memo)  # a failure leaves half-made objects in it
         try:
             twin = copy.deepcopy(value, memo)
-        except Exception:  # whatever a stranger's object raises
-            inside = getattr(value, "__dict__", None)
-            # made of attributes alone, it can be copied one by one; a file or a lock cannot
-            if not inside or not _is_plain(type(value)):
-                self.uncopied.append(path)
-                return value
-            twin = object.__new__(type(value))
-            self.known(value, twin)
-            twin.__dict__.update({key: self.value(item, f"{path}.{key}") for key, item in inside.items()})
-            return twin
+        except Exception:  # whatever a stranger's object raises: a lock, an open file
+            self.uncopied.append(path)
+            return value
         self._alive += memo.get(id(memo), [])  # what deepcopy kept alive
         memo.pop(id(memo), None)
         self._memo = memo
         return twin
 
 
-def _is_plain(kind: Any) -> bool:
-    """Whether an object of this class is made of its attributes alone."""
-    return all(getattr(kind, name) is getattr(object, name) for name in ("__new__", "__reduce__", "__reduce_ex__"))
+def _is_plain(value: Any) -> bool:
+    """Whether an object is made of its attributes alone, so that they can be copied one by one."""
+    kind: Any = type(value)
+    own = ("__new__", "__reduce__", "__reduce_ex__")
+    says_how = ("__deepcopy__", "__setstate__", "__slots__", "__getnewargs__", "__getnewargs_ex__")
+    states = getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None)
+    return (
+        hasattr(value, "__dict__")
+        and states
+        and all(getattr(kind, name) is getattr(object, name) for name in own)
+        and not any(hasattr(kind, name) for name in says_how)
+    )
 
 
 def _is_wrapper(module: nn.Module) -> bool:
