@@ -1,5 +1,6 @@
 """How the logits of a stranger's network are got from a batch, and the features that they are made of."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,10 +188,16 @@ def _sights(
 
 def step_arguments(step: Callable[..., Any], batch: Any) -> list[Any]:
     """The batch, and 0 for its index if the step takes one."""
-    places = [p for p in inspect.signature(step).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    return [batch, 0, 0][: _places(getattr(step, "__func__", step), bound=hasattr(step, "__func__"))]
+
+
+@functools.lru_cache(maxsize=64)
+def _places(step: Callable[..., Any], bound: bool) -> int:
+    """How many of (batch, index of the batch, index of the loader) a step takes by position."""
+    places = [p for p in inspect.signature(step).parameters.values() if p.kind is not p.KEYWORD_ONLY][bound:]
     variadic = any(place.kind is place.VAR_POSITIONAL for place in places)
     required = sum(place.default is place.empty and place.kind is not place.VAR_KEYWORD for place in places)
-    return [batch, 0, 0][: max(1, min(3, required if not variadic else 2, len(places) if not variadic else 2))]
+    return 2 if variadic else max(1, min(3, required))
 
 
 def _choose(
