@@ -25,11 +25,11 @@ def images(classes: int = 3, side: int = 32) -> TensorDataset:
     return TensorDataset(torch.randn(24, 3, side, side, generator=generator), torch.arange(24) % classes)
 
 
-def fit(module: LightningModule, loader: Any, folder: Path, *callbacks: Any) -> None:
+def fit(module: LightningModule, loader: Any, folder: Path, *callbacks: Any, val: Any = None) -> None:
     Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=list(callbacks),
-    ).fit(module, loader)  # fmt: skip
+    ).fit(module, loader, val)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "mobilenetv3_small_050", "convnext_atto"])
@@ -109,7 +109,7 @@ def test_torchgeo(tmp_path: Path) -> None:
     x, y = images().tensors
     rows = [{"image": image, "label": label} for image, label in zip(x, y, strict=True)]
     callback = NeuralCollapse()
-    fit(task, DataLoader(rows, batch_size=8), tmp_path, callback)
+    fit(task, DataLoader(rows, batch_size=8), tmp_path, callback, val=DataLoader(rows, batch_size=8))
     with torch.no_grad():
         features = task.model.eval().forward_head(task.model.forward_features(x), pre_logits=True)
     assert callback.history[-1]["nc1"] == pytest.approx(nc1(features, y, 3), rel=1e-3)
