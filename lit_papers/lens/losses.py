@@ -95,7 +95,8 @@ class LossWatch(TorchFunctionMode):
         elif func in _NAMES:
             outputs = args[0] if args else kwargs["input"]
             targets = args[1] if len(args) > 1 else kwargs["target"]
-            ignore = kwargs.get("ignore_index") if _NAMES[func] in ("cross_entropy", "nll") else None
+            # -100 is torch's own default
+            ignore = kwargs.get("ignore_index", -100) if _NAMES[func] in ("cross_entropy", "nll") else None
             reduction = kwargs.get("reduction", "mean")
             self.calls.append(LossCall(_NAMES[func], self.origin(outputs), targets, result, reduction, ignore))
             if self.enough is not None and len(self.calls) > self.enough:

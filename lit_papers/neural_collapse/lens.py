@@ -213,6 +213,12 @@ class CentralPathLens(Lens):
             return None, 1.0
         if loss.name != "mse" or loss.factor == 0:
             return None, 1.0
+        if self.lam == "auto" and (subject.trainer is None or not subject.trainer.optimizers):
+            self._warn_once(
+                "outside of a fit no optimizer tells the weight decay, so only `snr` is recorded; pass `lam` for the "
+                "split of the loss"
+            )
+            return None, 1.0
         if self.lam == "auto" and (loss.reduction != "mean" or loss.factor is None):
             what = f"an MSE loss of reduction {loss.reduction!r}" if loss.factor is not None else "an MSE loss"
             raise NotApplicable(

@@ -1,11 +1,14 @@
 """`CentralPath`: lam from the optimizer, reduction from the loss, and the split of the loss."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lit_papers.callbacks import CentralPath
 from lit_papers.neural_collapse.functional import class_statistics, mse_decomposition, snr_singular_values
@@ -159,3 +162,28 @@ def test_a_singular_covariance_is_nan_and_drawn() -> None:
     assert all(math.isnan(value) for value in callback.history[-1]["snr"])
     assert math.isfinite(callback.history[-1]["ratio"])
     callback.plot()
+
+
+def test_an_evaluation_knows_no_weight_decay(tmp_path: Any) -> None:
+    class Validated(Small):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    for callback, known in ((CentralPath(), False), (CentralPath(lam=0.01), True)):
+        trainer.callbacks = [callback]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.validate(Validated(mlp(), weight_decay=1e-2), DataLoader(pairs(), batch_size=8), verbose=False)
+        assert ("ratio" in callback.evaluated) == known
+        assert any("pass `lam`" in str(warning.message) for warning in caught) != known
+
+
+def test_a_scaled_loss_scales_lam() -> None:
+    class Halved(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return 0.5 * super().training_step(batch, batch_idx) + self.network[0].weight.square().sum()
+
+    callback = CentralPath()
+    fit(Halved(mlp(), weight_decay=1e-2, lr=1e-3), [callback])
+    assert callback.history[-1]["lam"] == pytest.approx(0.03)
