@@ -16,8 +16,8 @@ from lit_papers.neural_collapse.decomposition import (
     regularization_strength,
     snr_singular_values,
 )
+from lit_papers.neural_collapse.moments import BLOCK_ROWS
 from lit_papers.neural_collapse.statistics import (
-    BLOCK_ROWS,
     ClassStatistics,
     as_float64,
     centered_class_means,
