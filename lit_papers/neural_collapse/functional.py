@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from lit_papers.neural_collapse.decisions import ncc_mismatch, nearest_class_mean
 from lit_papers.neural_collapse.decomposition import (
     check_weight,
     least_squares_classifier,
@@ -16,7 +17,6 @@ from lit_papers.neural_collapse.decomposition import (
     regularization_strength,
     snr_singular_values,
 )
-from lit_papers.neural_collapse.moments import BLOCK_ROWS
 from lit_papers.neural_collapse.statistics import (
     ClassStatistics,
     as_float64,
@@ -144,77 +144,6 @@ def self_duality(weight: Tensor, stats: ClassStatistics, *, center_classifier: b
     rows, means = _classifier_rows(weight, stats, center_classifier), centered_class_means(stats)
     gap: Tensor = rows / torch.linalg.matrix_norm(rows) - means / torch.linalg.matrix_norm(means)  # (C_seen, d)
     return gap.square().sum()
-
-
-def ncc_mismatch(features: Tensor, logits: Tensor, stats: ClassStatistics) -> Tensor:
-    r"""NC4: share of samples that the classifier and the nearest class mean classify differently.
-
-    .. math:: \frac1N \left|\left\{ i : \arg\max_c z_{ic} \ne \arg\min_c \|h_i - \mu_c\| \right\}\right|
-
-    Papyan et al. 2020 and Han et al., ICLR 2022, definition of NC4. Ties go to the first class.
-
-    Args:
-        features: inputs of the last linear layer, shape ``(N, d)``, any floating dtype.
-        logits: its outputs, **with** the bias, shape ``(N, C)``.
-        stats: statistics of the training features; a class never seen cannot be the nearest.
-
-    Returns:
-        Scalar in ``[0, 1]``.
-
-    Raises:
-        ValueError: shapes that do not fit, no samples, non-finite features, NaN logits, or fewer than two
-            classes were seen.
-
-    >>> stats = ClassStatistics(torch.tensor([2, 2]), torch.tensor([[2.0], [-2.0]]), torch.tensor([[4.0]]))
-    >>> ncc_mismatch(torch.tensor([[3.0], [1.0]]), torch.tensor([[0.7, 0.3], [0.4, 0.6]]), stats)
-    tensor(0.5000, dtype=torch.float64)
-    """
-    num_classes, dim = stats.means.shape
-    if features.ndim != 2 or logits.shape != (len(features), num_classes):
-        raise ValueError(
-            f"expected features (N, {dim}) and logits (N, {num_classes}), "
-            f"got shapes {tuple(features.shape)} and {tuple(logits.shape)}"
-        )
-    if len(features) == 0:
-        raise ValueError("no samples: expected at least one row of features")
-    if logits.isnan().any():
-        raise ValueError("logits must not be NaN")
-    nearest = nearest_class_mean(features, stats)
-    return (logits.argmax(dim=1).to(nearest.device) != nearest).double().mean()
-
-
-def nearest_class_mean(features: Tensor, stats: ClassStatistics) -> Tensor:
-    """The class whose mean is nearest to each sample: the decision that NC4 compares with the classifier's.
-
-    Args:
-        features: inputs of the last linear layer, shape ``(N, d)``, any floating dtype.
-        stats: statistics of the training features; a class never seen cannot be the nearest.
-
-    Returns:
-        Class indices, int64, shape ``(N,)``; ties go to the first class.
-
-    Raises:
-        ValueError: features are not ``(N, d)`` or not finite, or fewer than two classes were seen.
-
-    >>> stats = ClassStatistics(torch.tensor([2, 2]), torch.tensor([[2.0], [-2.0]]), torch.tensor([[4.0]]))
-    >>> nearest_class_mean(torch.tensor([[3.0], [-0.5]]), stats)
-    tensor([0, 1])
-    """
-    if features.ndim != 2 or features.shape[1] != stats.means.shape[1]:
-        raise ValueError(f"expected features (N, {stats.means.shape[1]}), got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ValueError("non-finite features: got NaN or Inf")
-    seen = stats.counts > 0
-    if seen.sum() < 2:
-        raise ValueError(f"expected samples of at least two classes, got samples of {int(seen.sum())}")
-    # Distances by matrix product would lose the digits that decide between collapsed classes.
-    nearest = [
-        torch.cdist(as_float64(rows).to(seen.device), stats.means, compute_mode="donot_use_mm_for_euclid_dist")
-        .masked_fill(~seen, torch.inf)  # (b, C)
-        .argmin(dim=1)
-        for rows in torch.split(features, BLOCK_ROWS)
-    ]
-    return torch.cat(nearest)
 
 
 def neural_collapse_measures(
