@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from lit_papers.neural_collapse.class_geometry import class_distance_variance, effective_rank, seli_deviation
 from lit_papers.neural_collapse.decisions import ncc_mismatch, nearest_class_mean
 from lit_papers.neural_collapse.decomposition import (
     check_weight,
@@ -28,7 +29,9 @@ from lit_papers.neural_collapse.statistics import (
 __all__ = [
     "ClassStatistics",
     "centered_class_means",
+    "class_distance_variance",
     "class_statistics",
+    "effective_rank",
     "equinorm",
     "least_squares_classifier",
     "max_equiangularity",
@@ -39,6 +42,7 @@ __all__ = [
     "neural_collapse_measures",
     "regularization_strength",
     "self_duality",
+    "seli_deviation",
     "simplex_etf",
     "snr_singular_values",
     "variability_collapse",
@@ -149,10 +153,12 @@ def self_duality(weight: Tensor, stats: ClassStatistics, *, center_classifier: b
 def neural_collapse_measures(
     stats: ClassStatistics, weight: Tensor, *, center_classifier: bool = False
 ) -> dict[str, Tensor]:
-    """NC1, NC2 and NC3 of features and their classifier, and what they were computed from.
+    """NC1, NC2 and NC3 of features and their classifier, companions of them, and what they were computed from.
 
     The measures of Papyan et al. 2020 and Han et al., ICLR 2022: see :func:`variability_collapse`,
-    :func:`equinorm`, :func:`max_equiangularity` and :func:`self_duality`. Classes never seen are left out.
+    :func:`equinorm`, :func:`max_equiangularity` and :func:`self_duality`; and what the same statistics give
+    besides: :func:`class_distance_variance`, :func:`seli_deviation` (NC2 for classes of any sizes) and
+    :func:`effective_rank`. Classes never seen are left out.
 
     Args:
         stats: statistics of ``C`` classes in ``d`` dimensions.
@@ -161,8 +167,8 @@ def neural_collapse_measures(
 
     Returns:
         Scalars: ``nc1`` and ``nc1_over_c`` (divided by the number of classes seen), ``nc2_equinorm_means``,
-        ``nc2_equinorm_weights``, ``nc2_max_angle_means``, ``nc2_max_angle_weights``, ``nc3_self_duality``;
-        and two integers, ``rank`` of the centred class means and ``num_classes_seen``.
+        ``nc2_equinorm_weights``, ``nc2_max_angle_means``, ``nc2_max_angle_weights``, ``nc2_seli_means``,
+        ``nc2_seli_weights``, ``nc3_self_duality``, ``cdnv`` and ``effective_rank``; and two integers, ``rank`` of the centred class means and ``num_classes_seen``.
 
     Raises:
         ValueError: ``weight`` is not ``(C, d)``, or fewer than two classes were seen.
@@ -182,7 +188,11 @@ def neural_collapse_measures(
         "nc2_equinorm_weights": equinorm(rows),
         "nc2_max_angle_means": max_equiangularity(means),
         "nc2_max_angle_weights": max_equiangularity(rows),
+        "nc2_seli_means": seli_deviation(means, stats.counts, of="means"),
+        "nc2_seli_weights": seli_deviation(rows, stats.counts, of="weights"),
         "nc3_self_duality": self_duality(weight, stats, center_classifier=center_classifier),
+        "cdnv": class_distance_variance(stats),
+        "effective_rank": effective_rank(stats),
         "rank": rank,
         "num_classes_seen": torch.tensor(len(means), device=means.device),
     }

@@ -82,7 +82,7 @@ def _add_block_(moments: Moments, rows: Tensor, labels: Tensor, residual_dtype: 
     moments.sums.index_add_(0, labels, residuals.double())
     lengths = torch.linalg.vector_norm(residuals, dim=1, dtype=torch.float64)
     moments.spreads.index_add_(0, labels, lengths.square())
-    add_gram_(moments.scatter, residuals)
+    add_gram_(moments.scatter, residuals, residuals)
 
 
 def _place_pilots_(moments: Moments, rows: Tensor, labels: Tensor, residual_dtype: torch.dtype) -> None:
@@ -103,16 +103,16 @@ def recentre_(moments: Moments, residual_dtype: torch.dtype = torch.float64) -> 
     """
     number = moments.counts.clamp_min(1)
     means = (moments.pilots + moments.sums / number[:, None]).to(residual_dtype).double()
-    scaled = moments.sums / number.sqrt()[:, None]  # (C, d)
-    add_gram_(moments.scatter, scaled, sign=-1)
-    moments.spreads.sub_(scaled.square().sum(dim=1))
+    scaled = moments.sums / number[:, None]  # (C, d)
+    add_gram_(moments.scatter, moments.sums, -scaled)
+    moments.spreads.sub_((moments.sums * scaled).sum(dim=1))
     if residual_dtype == torch.float64:
         moments.sums.zero_()
     else:
         moments.sums.sub_(moments.counts[:, None] * (means - moments.pilots))
-        scaled = moments.sums / number.sqrt()[:, None]
-        add_gram_(moments.scatter, scaled)
-        moments.spreads.add_(scaled.square().sum(dim=1))
+        scaled = moments.sums / number[:, None]
+        add_gram_(moments.scatter, moments.sums, scaled)
+        moments.spreads.add_((moments.sums * scaled).sum(dim=1))
     moments.pilots.copy_(means)
 
 
@@ -124,23 +124,23 @@ def merge_moments(first: Moments, second: Moments) -> None:
     total = first.counts + second.counts  # (C,)
     share = second.counts / total.clamp_min(1)
     shift = second.pilots - first.pilots  # (C, d); a class missing on one side has weight 0
-    scaled = shift * (first.counts * share).sqrt()[:, None]
+    scaled = shift * (first.counts * share)[:, None]
     first.scatter.add_(second.scatter)
-    add_gram_(first.scatter, scaled)
-    first.spreads.add_(second.spreads).add_(scaled.square().sum(dim=1))
+    add_gram_(first.scatter, shift, scaled)
+    first.spreads.add_(second.spreads).add_((shift * scaled).sum(dim=1))
     first.pilots.add_(shift * share[:, None])
     first.counts.copy_(total)
 
 
-def add_gram_(scatter: Tensor, rows: Tensor, sign: int = 1) -> None:
-    """Add ``sign`` rows^T rows (d, d) to the upper triangle of a float64 matrix; what is below it is not defined."""
+def add_gram_(scatter: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right (d, d), which must be symmetric, to the upper triangle; what is below it is not defined."""
     for start in range(0, len(scatter), BLOCK_COLUMNS):
-        block, rest = rows[:, start : start + BLOCK_COLUMNS], rows[:, start:]
+        block, rest = left[:, start : start + BLOCK_COLUMNS].T, right[:, start:]
         target = scatter[start : start + BLOCK_COLUMNS, start:]
-        if rows.dtype == torch.float64:
-            target.addmm_(block.T, rest, alpha=sign)
+        if left.dtype == torch.float64:
+            target.addmm_(block, rest)
         else:
-            target.add_(block.T @ rest, alpha=sign)
+            target.add_(block @ rest)
 
 
 def mirror_(upper: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ class ClassStatistics:
                 f"{tuple(counts.shape)}, {tuple(means.shape)} and {tuple(within_scatter.shape)}"
             )
         if class_scatter is not None and class_scatter.shape != counts.shape:
-            raise ValueError(
-                f"class_scatter must have shape {tuple(counts.shape)}, got {tuple(class_scatter.shape)}"
-            )
+            raise ValueError(f"class_scatter must have shape {tuple(counts.shape)}, got {tuple(class_scatter.shape)}")
         counts, means, scatter = as_float64(counts), as_float64(means), as_float64(within_scatter)
         if (counts < 0).any():
             raise ValueError(f"counts must be >= 0, got {counts.tolist()}")
@@ -203,6 +201,11 @@ def center(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     # Again: far from the origin the rounding of the first average would be a common offset of all rows, which
     # looks like a direction between the classes.
     return rows - weights @ rows, origin
+
+
+def within_rank(stats: ClassStatistics) -> int:
+    """What the rank of the within-class scatter cannot exceed: samples less classes seen."""
+    return int(stats.counts.sum().item()) - int((stats.counts > 0).sum())
 
 
 def statistics_of(moments: Moments) -> ClassStatistics:
