@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_papers.neural_collapse.moments import full_precision
-from lit_papers.neural_collapse.statistics import ClassStatistics, as_float64
+from lit_papers.neural_collapse.statistics import ClassStatistics
 
 BLOCK_ROWS = 1024  # rows whose scores for all classes are in memory at a time
 

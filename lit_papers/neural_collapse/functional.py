@@ -168,7 +168,8 @@ def neural_collapse_measures(
     Returns:
         Scalars: ``nc1`` and ``nc1_over_c`` (divided by the number of classes seen), ``nc2_equinorm_means``,
         ``nc2_equinorm_weights``, ``nc2_max_angle_means``, ``nc2_max_angle_weights``, ``nc2_seli_means``,
-        ``nc2_seli_weights``, ``nc3_self_duality``, ``cdnv`` and ``effective_rank``; and two integers, ``rank`` of the centred class means and ``num_classes_seen``.
+        ``nc2_seli_weights``, ``nc3_self_duality``, ``cdnv`` and ``effective_rank``; and two integers, ``rank`` of the
+        centred class means and ``num_classes_seen``.
 
     Raises:
         ValueError: ``weight`` is not ``(C, d)``, or fewer than two classes were seen.

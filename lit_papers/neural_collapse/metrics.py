@@ -40,9 +40,9 @@ class ClassStatisticsMetric(Metric):
         **kwargs: arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: no class, no feature or another ``residual_dtype``; from ``update``, shapes that do not fit or a target outside
-            ``[0, C)``; from ``compute``, no samples or non-finite features (not from ``update``: a process
-            that stops in the middle of a pass would leave the others waiting).
+        ValueError: no class, no feature or another ``residual_dtype``; from ``update``, shapes that do not fit or a
+            target outside ``[0, C)``; from ``compute``, no samples or non-finite features (not from ``update``: a
+            process that stops in the middle of a pass would leave the others waiting).
         TypeError: from ``update``, features are not floating or targets are not integer.
 
     >>> metric = ClassStatisticsMetric(num_classes=2, num_features=1)

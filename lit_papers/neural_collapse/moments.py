@@ -1,12 +1,12 @@
-"""Class moments about pilot means: the running sums behind the class statistics, one matrix product a batch.
+r"""Class moments about pilot means: the running sums behind the class statistics, one matrix product a batch.
 
 Every row is taken relative to a *pilot*, a first guess at the mean of its class, so that neither an offset of the
 features nor deep collapse costs digits, and a class that is absent from a batch costs nothing: no array of all
 classes is touched. The exact means come out at the end,
 
-.. math:: \\mu_c = p_c + s_c / n_c, \\qquad
-          N\\Sigma_W = \\sum_i (h_i - p_{y_i})(h_i - p_{y_i})^\\top - \\sum_c s_c s_c^\\top / n_c, \\qquad
-          s_c = \\sum_{y_i = c} (h_i - p_c)
+.. math:: \mu_c = p_c + s_c / n_c, \qquad
+          N\Sigma_W = \sum_i (h_i - p_{y_i})(h_i - p_{y_i})^\top - \sum_c s_c s_c^\top / n_c, \qquad
+          s_c = \sum_{y_i = c} (h_i - p_c)
 
 which is the shifted form of the textbook variance (Chan, Golub & LeVeque 1983).
 """

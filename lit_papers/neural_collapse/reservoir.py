@@ -82,10 +82,9 @@ class Reservoir:
         places = (draws * torch.arange(seen + 1, seen + rows + 1)).long()
         inside = (places < capacity).nonzero()[:, 0]
         latest = dict(zip(places[inside].tolist(), inside.tolist(), strict=True))  # of two in one place the later stays
+        targets, sources = torch.tensor(list(latest), dtype=torch.int64), torch.tensor(list(latest.values()))
         for column, held in zip(columns, self._columns, strict=True):
-            held[list(latest)] = column[
-                torch.tensor(list(latest.values()), device=column.device, dtype=torch.int64)
-            ].to(held.device, held.dtype)
+            held[targets] = column[sources.to(column.device, torch.int64)].to(held.device, held.dtype)
 
 
 def stratified_share(hits: Tensor, kept: Tensor, seen: Tensor) -> tuple[float, float]:

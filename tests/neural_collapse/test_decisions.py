@@ -84,11 +84,14 @@ def test_a_million_decisions_of_a_hundred_classes(noise: float) -> None:
 @pytest.mark.parametrize("case", ["apart", "deep collapse far from the origin", "one feature"])
 def test_few_rows_need_their_distances(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, targets = CASES[case]
-    measured = []
+    measured: list[int] = []
     direct = _NearestMean._by_distance
-    monkeypatch.setattr(
-        _NearestMean, "_by_distance", lambda self, rows: measured.append(len(rows)) or direct(self, rows)
-    )
+
+    def counted(self: _NearestMean, rows: Tensor) -> Tensor:
+        measured.append(len(rows))
+        return direct(self, rows)
+
+    monkeypatch.setattr(_NearestMean, "_by_distance", counted)
     nearest_class_mean(features.float(), class_statistics(features.float(), targets, 10))
     assert sum(measured) <= 2
 
