@@ -1,17 +1,15 @@
 """Class statistics gathered batch by batch, on any number of processes."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
+from lit_papers.accumulator import Float64Metric
 from lit_papers.neural_collapse.moments import (
     Moments,
     add_rows_,
     check_residual_dtype,
-    float64_device,
     merge_moments,
     recentre_,
     zero_moments,
@@ -19,7 +17,7 @@ from lit_papers.neural_collapse.moments import (
 from lit_papers.neural_collapse.statistics import ClassStatistics, check_batch, check_num_classes, statistics_of
 
 
-class ClassStatisticsMetric(Metric):
+class ClassStatisticsMetric(Float64Metric):
     r"""Counts, class means and within-class scatter of all batches, as if they had come at once.
 
     Accumulates :func:`~lit_papers.neural_collapse.functional.class_statistics` (the sufficient statistics of
@@ -52,10 +50,6 @@ class ClassStatisticsMetric(Metric):
     [[2.0], [-2.0]]
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-
     moments: Tensor  # (2 C + d, d + 1): what `Moments.of` takes apart
 
     def __init__(
@@ -77,29 +71,13 @@ class ClassStatisticsMetric(Metric):
         check_batch(features, targets, self.num_classes)
         if features.shape[1] != self.num_features:
             raise ValueError(f"features must have shape (B, {self.num_features}), got {tuple(features.shape)}")
-        if self.moments.is_inference() and not torch.is_inference_mode_enabled():
-            self.moments = self.moments.clone()  # PyTorch forbids in-place updates of what inference mode made
+        self.writable()
         moments = Moments.of(self.moments)
         add_rows_(moments, features, targets, self.residual_dtype, blocks_before=self.update_count - 1)
 
     def compute(self) -> ClassStatistics:
         """Statistics of everything seen so far, on all processes."""
         return statistics_of(Moments.of(self.moments.clone()))
-
-    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the state of another metric of the same sizes, or its ``metric_state``."""
-        super().merge_state(incoming_state)
-        self._computed = None  # torchmetrics keeps the result from before
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Follow a module to another device but not to another precision: lost digits do not come back."""
-
-        def move(tensor: Tensor) -> Tensor:
-            device = fn(torch.empty(0, device=tensor.device)).device
-            return tensor.to(float64_device(device))
-
-        module: nn.Module = super()._apply(move, exclude_state)
-        return module
 
 
 def _merge_packed(stacked: Tensor) -> Tensor:

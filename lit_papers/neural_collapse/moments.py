@@ -166,11 +166,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
                 backend.fp32_precision = before
 
 
-def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where it has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def check_residual_dtype(residual_dtype: torch.dtype) -> None:
     """Raise unless it is one of the two that residuals can have."""
     if residual_dtype not in (torch.float64, torch.float32):

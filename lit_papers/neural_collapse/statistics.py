@@ -10,11 +10,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from lit_papers.accumulator import float64_device
 from lit_papers.neural_collapse.moments import (
     Moments,
     add_rows_,
     check_residual_dtype,
-    float64_device,
     merge_moments,
     mirror_,
     recentre_,
