@@ -254,7 +254,7 @@ class Forgetting(Record):
             del logged["forward_transfer"]
         # a validation in the middle of the epoch may have written the row already
         self.history = [entry for entry in self.history if entry["task"] != task]
-        self.keep(trainer, logged, task=task)
+        self.keep(trainer, logged, more={"task": task})
 
     def _warn_of_gaps(self, trainer: Trainer, epochs: int) -> None:
         ended = {self._task_that_ends(trainer, epoch) for epoch in range(epochs)} - {None}

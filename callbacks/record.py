@@ -72,7 +72,7 @@ class Record(Callback, ABC):
         *,
         epoch: int | None = None,
         step: int | None = None,
-        **more: Any,
+        more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Add an entry, and log its floats to every logger and to ``trainer.callback_metrics``.
 
@@ -87,7 +87,7 @@ class Record(Callback, ABC):
         """
         epoch = trainer.current_epoch + 1 if epoch is None else epoch
         step = trainer.global_step if step is None else step
-        entry = {"fit": self.fit, "epoch": epoch, "step": step, **more, **numbers}
+        entry = {"fit": self.fit, "epoch": epoch, "step": step, **(more or {}), **numbers}
         self.history.append(entry)
         self._publish(trainer, numbers, epoch, step)
         return entry

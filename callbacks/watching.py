@@ -113,7 +113,9 @@ class Watch(Record):
         if trainer.global_step == 0:
             self._look_if_due(trainer, 0, last=False)
         elif epoch > 0 and (_epoch_is_over(trainer) or not loop.restarted_mid_epoch):
-            self._look_if_due(trainer, epoch, last=False)
+            goes_on = any((entry["epoch"], entry["step"]) == (epoch, trainer.global_step) for entry in self.history)
+            if not goes_on:
+                self._look_if_due(trainer, epoch, last=False)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the copies of the last look."""
@@ -241,7 +243,7 @@ class Watch(Record):
         stamp = (self.fit, epoch, trainer.global_step)
         peers = [other for other in _watches(trainer) if other.is_due(epoch, last=last)]
         numbers, reasons = self._look(f"after epoch {epoch}", stamp, peers)
-        self.keep(trainer, numbers, epoch=epoch, **({"reason": "; ".join(reasons)} if reasons else {}))
+        self.keep(trainer, numbers, epoch=epoch, more={"reason": "; ".join(reasons)} if reasons else None)
 
     def _look(self, when: str, stamp: Any, peers: "Sequence[Watch]" = ()) -> tuple[dict[str, Any], list[str]]:
         """What the lens sees of each data set, with the keys as logged, and why it saw nothing of some."""

@@ -152,7 +152,7 @@ def check_two_processes(make: MakeCallbacks, folder: Path, tolerance: float = 1e
         seed_everything(3)
         module = ForeignModule(random=False).double()
         strategy = DDPStrategy(process_group_backend="gloo", start_method="fork") if processes == 2 else "auto"
-        callbacks = [*make(), _WriteHistories(folder / f"of_{processes}")]
+        callbacks = [*make(), WriteHistories(folder / f"of_{processes}")]
         trainer = foreign_trainer(
             folder, callbacks, devices=processes, strategy=strategy, precision="64-true", **options
         )
@@ -167,7 +167,7 @@ def check_two_processes(make: MakeCallbacks, folder: Path, tolerance: float = 1e
     compare_histories(first, single, tolerance)
 
 
-class _WriteHistories(Callback):
+class WriteHistories(Callback):
     """Brings the histories out of processes that end with the fit."""
 
     def __init__(self, folder: Path) -> None:

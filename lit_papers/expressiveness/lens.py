@@ -83,7 +83,7 @@ class SeparationLens(Lens):
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """Bars for each part of the last entry: pairs separated and unreliable, and the tests' ceilings as lines."""
         figure, (axis,) = new_figure(1, 1)
-        last = next((entry for entry in reversed(history) if "part_total" in entry), {})
+        last: Mapping[str, Any] = next((entry for entry in reversed(history) if "part_total" in entry), {})
         parts = [key.removeprefix("part/") for key in last if key.startswith("part/")]
         places = list(range(len(parts)))
         done = [last[f"part/{part}"] for part in parts]

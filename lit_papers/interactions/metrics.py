@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from lit_papers.accumulator import Float64Metric
 from lit_papers.interactions.functional import relative_strength
 
 
-class RelativeInteractionStrength(Metric):
+class RelativeInteractionStrength(Float64Metric):
     """S^(m) and J^(m) of all samples seen (Deng et al., ICLR 2022, section 2): J is a ratio of means.
 
     Args:
@@ -23,8 +23,6 @@ class RelativeInteractionStrength(Metric):
     tensor([0.5000, 1.5000], dtype=torch.float64)
     """
 
-    full_state_update = False
-    is_differentiable = False
     magnitude: Tensor
     count: Tensor
 
@@ -46,6 +44,7 @@ class RelativeInteractionStrength(Metric):
         """
         if interactions.shape[-1] != len(self.orders):
             raise ValueError(f"`interactions` has {interactions.shape[-1]} columns for the {len(self.orders)} orders")
+        self.writable()
         rows = interactions.detach().abs().double().reshape(-1, len(self.orders)).to(self.magnitude.device)
         self.magnitude += rows.nansum(0)
         self.count += (~rows.isnan()).sum(0)

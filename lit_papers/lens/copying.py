@@ -77,7 +77,7 @@ class _Copier:
                 if id(part) not in self._memo:
                     self.known(part, copy.deepcopy(part))
             else:
-                self.known(part, type(part).__new__(type(part)))
+                self.known(part, object.__new__(type(part)))
         for _, part in root.named_modules():
             if _is_wrapper(part):
                 self.known(part, self._memo[id(_as_written(part))])
@@ -88,16 +88,18 @@ class _Copier:
         return twin
 
     def _fill(self, twin: nn.Module, part: nn.Module, name: str) -> None:
-        state = dict(part.__dict__) if _is_parametrized(part) else part.__getstate__()
+        parametrized = _is_parametrized(part)
+        state = dict(part.__dict__) if parametrized else part.__getstate__()  # type: ignore[no-untyped-call]
         state = {key: self.value(value, f"{name}.{key}".lstrip(".")) for key, value in state.items()}
         # torchmetrics wraps `update` and `compute` again in here
-        twin.__dict__.update(state) if _is_parametrized(part) else twin.__setstate__(state)
+        twin.__dict__.update(state) if parametrized else twin.__setstate__(state)  # type: ignore[no-untyped-call]
 
     def value(self, value: Any, path: str) -> Any:
         if isinstance(value, (*_ATOMS, *_SHARED)):
             return value
         if id(value) in self._memo:
             return self._memo[id(value)]
+        twin: Any
         if isinstance(value, Tensor):
             twin = self._tensor(value, path)
         elif isinstance(value, nn.Module):  # held outside of the tree, in a list for instance
@@ -135,7 +137,8 @@ class _Copier:
             twin = copy.deepcopy(value, memo)
         except Exception:  # whatever a stranger's object raises
             inside = getattr(value, "__dict__", None)
-            if not inside or type(value).__reduce_ex__ is not object.__reduce_ex__:
+            # made of attributes alone, it can be copied one by one; a file or a lock cannot
+            if not inside or not _is_plain(type(value)):
                 self.uncopied.append(path)
                 return value
             twin = object.__new__(type(value))
@@ -146,6 +149,11 @@ class _Copier:
         memo.pop(id(memo), None)
         self._memo = memo
         return twin
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether an object of this class is made of its attributes alone."""
+    return all(getattr(kind, name) is getattr(object, name) for name in ("__new__", "__reduce__", "__reduce_ex__"))
 
 
 def _is_wrapper(module: nn.Module) -> bool:

@@ -72,7 +72,7 @@ class Reading:
                 loader = _fresh(loader, **_own_order(loader))
             else:
                 loader = _apart(loader)
-        own = itertools.islice(iter(loader), _each(self.max_batches, self._processes.size))
+        own: Iterator[Any] = itertools.islice(iter(loader), _each(self.max_batches, self._processes.size))
         last: Any = None
         failure: Exception | None = None
         while True:
@@ -207,7 +207,7 @@ def _is_plainly_distributed(sampler: DistributedSampler[Any]) -> bool:
 
 def _fresh(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
     workers = loader.num_workers
-    with_workers = {"prefetch_factor": loader.prefetch_factor, "timeout": loader.timeout} if workers else {}
+    with_workers: dict[str, Any] = {"prefetch_factor": loader.prefetch_factor, "timeout": loader.timeout} if workers else {}
     return DataLoader(
         loader.dataset,
         collate_fn=loader.collate_fn,

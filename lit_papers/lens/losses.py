@@ -49,10 +49,17 @@ class LossCall:
     ignore_index: int | None
 
 
+class EnoughSeen(BaseException):  # noqa: N818  # no error, and not for a stranger's ``except Exception``
+    """Ends a step whose loss has been seen: its metrics and logs are not wanted."""
+
+
 class LossWatch(TorchFunctionMode):
     """Collects the calls of a handful of loss functions while it is entered.
 
     Losses written by hand, scripted, or compiled are not seen. Nothing is changed about what runs.
+
+    Args:
+        enough: raise `EnoughSeen` behind the call of this number, counted from 0; None lets everything run.
 
     Attributes:
         calls: in the order in which they were made.
@@ -63,8 +70,9 @@ class LossWatch(TorchFunctionMode):
     ('nll', [0.0, 0.0, 0.0])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enough: int | None = None) -> None:
         super().__init__()
+        self.enough = enough
         self.calls: list[LossCall] = []
         self._origins: dict[int, Tensor] = {}
         self._alive: list[Tensor] = []  # an id must not be given to another tensor meanwhile
@@ -90,4 +98,6 @@ class LossWatch(TorchFunctionMode):
             ignore = kwargs.get("ignore_index") if _NAMES[func] in ("cross_entropy", "nll") else None
             reduction = kwargs.get("reduction", "mean")
             self.calls.append(LossCall(_NAMES[func], self.origin(outputs), targets, result, reduction, ignore))
+            if self.enough is not None and len(self.calls) > self.enough:
+                raise EnoughSeen
         return result

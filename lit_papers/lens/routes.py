@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_papers.lens.batches import Unpack, belongs_to, class_indices, tensors_in, unpack_batch
 from lit_papers.lens.linears import LinearCall, is_affine, linear_calls, linear_layers, maker_of
-from lit_papers.lens.losses import LossWatch
+from lit_papers.lens.losses import EnoughSeen, LossWatch
 from lit_papers.lens.refusal import NotApplicable
 
 Call = Callable[[Any, Any], tuple[Any, Any]]
@@ -125,7 +125,7 @@ def follow(
     inside: dict[str, Tensor] = {}
     hooks = [network.get_submodule(name).register_forward_hook(_keeper(inside, name)) for name in layers]
     try:
-        with linear_calls(network, only=route.head) as linears, LossWatch() as watch:
+        with linear_calls(network, only=route.head) as linears, LossWatch(enough=route.loss) as watch:
             sights = _sights(route.kind, network, batch, call, unpack, watch)
     finally:
         for hook in hooks:
@@ -173,6 +173,8 @@ def _sights(
     step = getattr(network, kind)
     try:
         step(*step_arguments(step, batch))
+    except EnoughSeen:
+        pass
     except Exception:  # after its loss a step may do what cannot be done here, such as loss.backward()
         if not watch.calls:
             raise

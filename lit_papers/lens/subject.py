@@ -1,7 +1,7 @@
 """A stranger's network bound to its data, and one look at both."""
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -221,12 +221,14 @@ class Subject:
             stamp: of the moment, such as (epoch, step); None is never shared.
             keys: what the pass gathers; None for all that was asked for.
         """
-        if stamp is None or self._moment is None or self._moment[0] != stamp:
-            self._moment = (
-                stamp,
-                Moment(self, self._gatherings if keys is None else {k: self._gatherings[k] for k in keys}),
-            )
-        return self._moment[1]
+        wanted = self._gatherings if keys is None else {key: self._gatherings[key] for key in keys}
+        if self._moment is not None and stamp is not None and self._moment[0] == stamp:
+            shared = self._moment[1]
+            if shared.gathers(wanted):
+                return shared
+        moment = Moment(self, wanted)
+        self._moment = stamp, moment
+        return moment
 
     def forget_moment(self) -> None:
         """Let go of the copy of the last look."""
@@ -266,7 +268,7 @@ class Subject:
                 yield
             finally:
                 if trainer is not None:
-                    trainer.state.stage = stage  # type: ignore[assignment]
+                    trainer.state.stage = stage
 
     def precision(self) -> Any:
         """The trainer's context for calls of the network: autocast, or the default type of tensors made there."""
@@ -357,6 +359,10 @@ class Moment:
         with self.subject.quiet(), self.subject.twin() as network, self.subject.precision():
             yield network
 
+    def gathers(self, keys: Iterable[Hashable]) -> bool:
+        """Whether its pass serves all these keys."""
+        return set(keys) <= self._gatherings.keys()
+
     def gathered(self, key: Hashable) -> Any:
         """What the metric of a gathering computed, on all processes together.
 
@@ -432,7 +438,9 @@ def _computed(metric: Metric) -> Any:
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:
     """A layer of the stranger's own network by its name in a copy, which has no wrappers of ``torch.compile``."""
+    layer: nn.Module
     for path, layer in network.named_modules():
-        if path.replace("._orig_mod", "").removeprefix("_orig_mod.") == name:
+        wrapped = "_orig_mod" in layer._modules
+        if not wrapped and path.replace("._orig_mod", "").removeprefix("_orig_mod.") == name:
             return layer
     raise NotApplicable(f"there is no layer {name!r} in {type(network).__name__}")

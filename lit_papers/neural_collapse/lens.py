@@ -269,7 +269,8 @@ class CentralPathLens(Lens):
         numbers: Numbers = {}
         if prepared.reduction is not None:
             lam, decay_bias = self._regularization(moment.subject, prepared)
-            parts = mse_decomposition(stats, *moment.head(), lam, decay_bias=decay_bias)
+            weight, bias = moment.head()
+            parts = mse_decomposition(stats, weight, bias, lam, decay_bias=decay_bias)
             numbers = {key: float(parts[key]) for key in figures.PARTS}
             # at lam = 0 the least-squares loss can be exactly zero
             ratio = float(parts["perp"]) / float(parts["ls"]) if parts["ls"] > 0 else math.nan

@@ -112,8 +112,8 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str) -> None:
         images, targets = batch
         logits = self(images)
-        self.eval_accuracy(logits, targets)
         self.log(f"{prefix}/loss", self._loss(logits, targets), sync_dist=True)
+        self.eval_accuracy(logits, targets)
         self.log(f"{prefix}/accuracy", self.eval_accuracy, prog_bar=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:

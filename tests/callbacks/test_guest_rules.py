@@ -1,5 +1,6 @@
 """Every callback of ours, attached to a project that has never heard of us."""
 
+import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollapse
-
 from lit_papers.callbacks.watching import Watch
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.lens import Moment
@@ -76,15 +76,12 @@ def test_a_failure_on_one_process_does_not_hang_the_other(tmp_path: Path) -> Non
     samples = guest.ForeignData(torch.float64)
     loader = torch.utils.data.DataLoader(samples, sampler=torch.argsort(samples.labels).tolist(), batch_size=4)
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    trainer = guest.foreign_trainer(
-        tmp_path,
-        [NeuralCollapse(loader, classifier="head", unpack=unpack)],
-        devices=2,
-        strategy=strategy,
-        precision="64-true",
-    )
-    with pytest.warns(match=r"disk of rank 1|measuring failed on another process"):
-        trainer.fit(guest.ForeignModule(random=False).double())
+    callbacks = [NeuralCollapse(loader, classifier="head", unpack=unpack), guest.WriteHistories(tmp_path / "of_2")]
+    trainer = guest.foreign_trainer(tmp_path, callbacks, devices=2, strategy=strategy, precision="64-true")
+    trainer.fit(guest.ForeignModule(random=False).double())
+    for rank, reason in enumerate(("measuring failed on another process", "disk of rank 1")):
+        ((*_, last),) = json.loads((tmp_path / f"of_2/rank_{rank}.json").read_text())
+        assert reason in last["reason"]
     assert not multiprocessing.active_children()
 
 

@@ -1,0 +1,194 @@
+"""When a watch looks, and what it keeps: fits after fits, evaluations, processes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, IterableDataset
+
+from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollapse
+from lit_papers.interactions.players import FeaturePlayers
+from lit_papers.lens import NotApplicable
+from lit_papers.neural_collapse.lens import CollapseLens
+from tests.lens.projects import BATCH, INPUTS, Gathering, Plain, blobs
+from tests.lens.test_projects import nc1_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
+
+
+def trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Trainer:
+    quiet: dict[str, Any] = {
+        "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
+    }  # fmt: skip
+    return Trainer(
+        accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **{"max_epochs": 2, **quiet, **options}
+    )
+
+
+def loader(seed: int = 0) -> DataLoader[Any]:
+    return DataLoader(blobs(seed=seed), batch_size=BATCH)
+
+
+# -- fits ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_of_another_module_begins_anew(tmp_path: Path) -> None:
+    callback = NeuralCollapse()
+    for fold in (0, 1):
+        module = Plain()
+        trainer(tmp_path, [callback]).fit(module, loader(fold))
+        assert [(entry["fit"], entry["epoch"]) for entry in callback.history] == [(0, 1), (0, 2)]
+        assert callback.history[-1]["nc1"] == pytest.approx(nc1_of(module, *blobs(seed=fold).tensors), rel=1e-4)
+
+
+def test_a_fit_of_the_same_module_goes_on(tmp_path: Path) -> None:
+    callback, module = NeuralCollapse(), Plain()
+    for task in (0, 1):
+        trainer(tmp_path, [callback]).fit(module, loader(task))
+    assert [(entry["fit"], entry["epoch"]) for entry in callback.history] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert callback.history[-1]["nc1"] == pytest.approx(nc1_of(module, *blobs(seed=1).tensors), rel=1e-4)
+
+
+def test_a_trainer_that_goes_on(tmp_path: Path) -> None:
+    callback, module = NeuralCollapse(epochs=2), Plain()
+    run = trainer(tmp_path, [callback])
+    run.fit(module, loader())
+    run.fit_loop.max_epochs = 4
+    run.fit(module, loader())
+    assert [entry["epoch"] for entry in callback.history] == [2, 4]
+
+
+def test_the_untrained_network_is_measured_where_asked(tmp_path: Path) -> None:
+    callback, module = NeuralCollapse(epochs=[0, 2]), Plain()
+    untrained = nc1_of(module, *blobs().tensors)
+    trainer(tmp_path, [callback]).fit(module.train(), loader())
+    assert [(entry["epoch"], entry["step"]) for entry in callback.history] == [(0, 0), (2, 12)]
+    assert callback.history[0]["nc1"] == pytest.approx(untrained, rel=1e-4)
+
+
+def test_a_checkpoint_may_watch_a_measurement(tmp_path: Path) -> None:
+    class Validated(Plain):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    saver = ModelCheckpoint(tmp_path, monitor="neural_collapse/nc1", save_top_k=1)
+    run = trainer(tmp_path, [NeuralCollapse(), saver], enable_checkpointing=True)
+    run.fit(Validated(), loader(), loader(1))
+    assert saver.best_model_score == run.callback_metrics["neural_collapse/nc1"]
+
+
+@pytest.mark.parametrize("fn", ["validate", "test"])
+def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
+    class Evaluated(Plain):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("loss", torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+        test_step = validation_step
+
+    module, first = Evaluated(), trainer(tmp_path, [])
+    first.fit(module, loader())
+    first.save_checkpoint(tmp_path / "net.ckpt")
+    for given in (None, loader(1)):
+        callback = NeuralCollapse(given)
+        run = trainer(tmp_path, [callback])
+        getattr(run, fn)(Evaluated(), loader(1), ckpt_path=tmp_path / "net.ckpt", verbose=False)
+        right = pytest.approx(nc1_of(module, *blobs(seed=1).tensors), rel=1e-4)
+        assert run.callback_metrics["neural_collapse/nc1"].item() == right
+        assert callback.evaluated["nc1"] == right
+        assert callback.history == []
+
+
+def test_the_old_name_of_an_argument_tells_the_new_one() -> None:
+    with pytest.raises(ValueError, match=r"`every_n_epochs` is called `epochs` now: pass epochs=3"):
+        InteractionStrength(FeaturePlayers(INPUTS), every_n_epochs=3)
+
+
+def test_a_refusal_comes_before_the_first_step(tmp_path: Path) -> None:
+    module = Plain()
+    with pytest.raises(NotApplicable, match="`dataloader`"):
+        trainer(tmp_path, [NeuralCollapse()]).fit(module, {"a": loader(), "b": loader()})
+    assert module.steps == 0
+    with pytest.raises(ValueError, match="max_batches must be at least 1"):
+        NeuralCollapse(max_batches=0)
+    with pytest.raises(ValueError, match="name must be"):
+        NeuralCollapse(name="")
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+
+class Numbered(IterableDataset[Any]):
+    """A stream that shares itself out, unevenly: the first process gets two thirds."""
+
+    def __iter__(self) -> Iterator[Any]:
+        together = torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if together else 0
+        x, y = blobs().tensors
+        for index in range(len(y)):
+            if not together or (index % 3 == 2) == bool(rank):
+                yield x[index], y[index]
+
+
+class Told(Callback):
+    """Brings the history out of processes that end with the fit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = [callback.history for callback in trainer.callbacks if hasattr(callback, "history")]
+        right = nc1_of(pl_module, *blobs().tensors)
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps([right, *found]))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(Numbered(), batch_size=BATCH),
+        lambda: DataLoader(blobs(), batch_size=BATCH, shuffle=True),
+        lambda: DataLoader(blobs(), batch_size=7),  # 6 batches: the last of one sample
+        lambda: DataLoader(blobs(), batch_size=13),  # 3 batches: one process has none for the second round
+    ],
+    ids=["stream", "shuffled", "small last batch", "unequal batches"],
+)
+def test_two_processes_say_what_is_right(make: Any, tmp_path: Path) -> None:
+    seed_everything(3, verbose=False)
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    callbacks: list[Callback] = [NeuralCollapse(), CentralPath(epochs=2, name="path"), Told(tmp_path)]
+    streamed = isinstance(make().dataset, Numbered)
+    run = trainer(
+        tmp_path, callbacks, devices=2, strategy=strategy, precision="64-true", max_epochs=1,
+        limit_train_batches=2 if streamed else 1.0,  # training itself needs equal numbers of steps
+    )  # fmt: skip
+    run.fit(Gathering().double(), make())
+    (right, *first), (_, *second) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert not any("reason" in entry for entry in first[0])
+    if not streamed:
+        assert first[0][-1]["nc1"] == pytest.approx(right, rel=1e-6)
+
+
+# -- without a trainer --------------------------------------------------------------------------------------------
+
+
+def test_a_lens_needs_no_trainer() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(INPUTS, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).train()
+    numbers = CollapseLens()(network, loader())
+    assert network.training
+    module = Plain()
+    module.body, module.head = network[:2], network[2]
+    assert numbers["nc1"] == pytest.approx(nc1_of(module, *blobs().tensors), rel=1e-5)
+    in_place = CollapseLens()(network.train(), loader(), copy=False)
+    assert network.training
+    assert in_place == numbers
+    by_call = CollapseLens()(module, loader(), call=lambda net, batch: (net(batch[0]), batch[1]))
+    assert by_call == pytest.approx(numbers)
+    with pytest.raises(NotApplicable, match="copy=False looks by `call` or `forward`"):
+        CollapseLens()(module, loader(), copy=False)
