@@ -1,13 +1,18 @@
 """Neural collapse of any classifier, measured while it trains."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from lit_papers.callbacks.watching import Watch
 from lit_papers.lens import Call, Unpack
+from lit_papers.neural_collapse import figures
 from lit_papers.neural_collapse.lens import CollapseLens
+from lit_papers.neural_collapse.reservoir import LIMIT_BYTES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class NeuralCollapse(Watch):
@@ -19,8 +24,9 @@ class NeuralCollapse(Watch):
 
     After the chosen epochs it runs the training data through a copy of the network in evaluation mode, float64
     statistics in one pass, and logs ``neural_collapse/<key>`` for the keys of
-    `lit_papers.neural_collapse.functional.neural_collapse_measures`, plus ``nc4_ncc_mismatch`` and ``train_error``.
-    Training is bit-identical with and without it. Where features are NaN it warns and records NaN.
+    `lit_papers.neural_collapse.functional.neural_collapse_measures`, plus ``nc4_ncc_mismatch`` with its
+    ``nc4_standard_error``, and ``train_error`` (share of wrong decisions on the data that are measured). Training is
+    bit-identical with and without it. Where features are NaN it warns and records NaN.
 
     Args:
         dataloader: complete training data, un-augmented; or a dict of several by name, measured side by side. None:
@@ -30,13 +36,17 @@ class NeuralCollapse(Watch):
             loss beside the classes of the batch, or that ``forward`` returns.
         epochs: k to measure after every k-th epoch and after the last, or the list of epochs (counted from 1; 0 is the
             untrained network).
-        ncc: also compare with the nearest class mean (NC4), which keeps the features of a pass on the host
-            (4 N d bytes).
+        ncc: also compare with the nearest class mean (NC4). For that the pass keeps features on the host, all where
+            they fit into ``ncc_bytes``, else a uniform sample, whose standard error is recorded.
         center_classifier: subtract the mean row from the weight first; right for classifiers without bias.
         unpack: from a batch to ``(argument of forward, class indices)``. None understands pairs and mappings with
             the usual names.
         call: from ``(module, batch)`` to ``(logits, class indices)``, where they cannot be found.
         max_batches: most batches of a pass, over all processes.
+        layers: dotted paths of layers before the last to measure in the same pass, or ``"all"`` blocks: logs
+            ``neural_collapse/<layer>/<key>`` and draws a second figure, over depth.
+        ncc_bytes: most memory for what NC4 keeps, on each process; 128 MiB hold CIFAR-10 of a ResNet-18.
+        residual_dtype: ``"float32"`` for devices with slow float64; see `CollapseLens`.
         name: prefix of keys and name of the figure; give each of several instances its own.
 
     Raises:
@@ -56,9 +66,12 @@ class NeuralCollapse(Watch):
         call: Call | None = None,
         max_batches: int | None = None,
         name: str | None = None,
+        layers: Sequence[str] | Literal["all"] | None = None,
+        ncc_bytes: int = LIMIT_BYTES,
+        residual_dtype: Literal["float64", "float32"] = "float64",
     ) -> None:
         super().__init__(
-            CollapseLens(ncc, center_classifier),
+            CollapseLens(ncc, center_classifier, layers, ncc_bytes, residual_dtype),
             dataloader=dataloader,
             epochs=epochs,
             classifier=classifier,
@@ -67,3 +80,25 @@ class NeuralCollapse(Watch):
             max_batches=max_batches,
             name=name,
         )
+        self.layers = layers
+
+    def plot(self, data: str | None = None) -> "Figure":
+        """Six panels against epoch; several data sets share them.
+
+        Args:
+            data: name of one data set to draw alone; None draws all.
+
+        Raises:
+            RuntimeError: nothing was measured yet.
+            ValueError: there are no data of that name.
+        """
+        return figures.collapse(self.histories(data))
+
+    def plot_layers(self, data: str | None = None) -> "Figure":
+        """Five panels against depth, of the layers that were measured; arguments and errors as for `plot`."""
+        return figures.depth(self.histories(data))
+
+    def figures(self) -> "dict[str, Figure]":
+        """One figure for all data sets, and one over depth where layers were measured."""
+        over_depth = {f"{self.name}_layers": self.plot_layers()} if self.layers is not None else {}
+        return {self.name: self.plot(), **over_depth}

@@ -172,12 +172,24 @@ class Watch(Record):
         Raises:
             RuntimeError: nothing was measured yet.
         """
+        return self.lens.figure(next(iter(self.histories(data).values())))
+
+    def histories(self, data: str | None = None) -> dict[str | None, list[dict[str, Any]]]:
+        """The history of each data set, with the keys that the lens gave them.
+
+        Args:
+            data: name of the only one that is wanted.
+
+        Raises:
+            RuntimeError: nothing was measured yet.
+            ValueError: there are no data of that name.
+        """
         if not self.history:
             raise nothing_yet(type(self).__name__)
         names = self._data_names()
         if data is not None and data not in names:
             raise ValueError(f"there are no data of the name {data!r}: {', '.join(map(str, names))}")
-        return self.lens.figure(_of(self.history, names[0] if data is None else data))
+        return {name: _of(self.history, name) for name in (names if data is None else [data])}
 
     def figures(self) -> "dict[str, Figure]":
         """One figure for each data set."""

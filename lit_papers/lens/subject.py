@@ -148,6 +148,16 @@ class Subject:
                 return found
         return None
 
+    def first_seen(self, layers: tuple[str, ...] = ()) -> Seen:
+        """What the first batch shows, with the outputs of these layers as far as they are called.
+
+        Args:
+            layers: dotted paths.
+        """
+        route = self.route
+        with self.processes.same_fate("looking at the layers"), self.quiet(), self.twin() as network, self.precision():
+            return follow(route, network, self._first_batch(), call=self.call, unpack=self.unpack, layers=layers)
+
     def gather(
         self, key: Hashable, make: Callable[[], Metric], add: Callable[[Any, Seen], None], layers: tuple[str, ...] = ()
     ) -> Hashable:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_papers.neural_collapse.linear_algebra import cholesky_factor, range_basis
 from lit_papers.neural_collapse.statistics import (
     ClassStatistics,
     as_float64,
     center,
     centered_class_means,
     check_num_classes,
+    within_rank,
 )
 
 
@@ -50,14 +52,14 @@ def least_squares_classifier(
     """
     _check_lam(lam)
     problem = _regression(stats, lam, bias, decay_bias)
-    solution, null = _solve(problem, lam)
+    solution, kept = _solve(problem, lam)
     if not bias:
         return solution, None
     if problem.inputs.shape[1] > stats.means.shape[1]:  # the bias was a column of its own
         return solution[:, :-1], solution[:, -1]
     intercept = problem.priors - solution @ problem.origin
     # Along a direction without variance, part of the bias can move into the weight: take what is shortest.
-    slack = null @ (null.T @ problem.origin)  # (d,)
+    slack = torch.zeros_like(problem.origin) if kept is None else problem.origin - kept @ (kept.T @ problem.origin)
     intercept = intercept / (1 + slack @ slack)
     return solution + torch.outer(intercept, slack), intercept
 
@@ -150,7 +152,14 @@ def snr_singular_values(stats: ClassStatistics) -> Tensor:
     """
     means = centered_class_means(stats)  # (C_seen, d)
     number = min(means.shape[1], len(means) - 1)
-    variances, axes = torch.linalg.eigh(stats.within_scatter / stats.counts.sum())
+    if within_rank(stats) < means.shape[1]:  # singular by count
+        return means.new_full((number,), math.nan)
+    covariance = stats.within_scatter / stats.counts.sum()
+    factor = cholesky_factor(covariance)
+    if factor is not None:
+        whitened: Tensor = torch.linalg.svdvals(torch.linalg.solve_triangular(factor, means.T, upper=False))
+        return whitened[:number]
+    variances, axes = torch.linalg.eigh(covariance)
     if variances[0] <= variances[-1] * len(variances) * torch.finfo(torch.float64).eps:
         return means.new_full((number,), math.nan)
     omega: Tensor = torch.linalg.svdvals(means @ axes / variances.sqrt())
@@ -203,6 +212,7 @@ class _Regression(NamedTuple):
     noise: Tensor  # (k, k), P = within-class covariance plus regularisation
     priors: Tensor  # (C,), pi_c
     origin: Tensor  # (d,), subtracted from the means to give the inputs
+    basis: Tensor | None  # (k, m), spans inputs and noise, but for the regularisation; None: nothing that is smaller
 
 
 def _regression(stats: ClassStatistics, lam: float, bias: bool, decay_bias: bool) -> _Regression:
@@ -219,28 +229,43 @@ def _regression(stats: ClassStatistics, lam: float, bias: bool, decay_bias: bool
         # features far from the origin, and the optimal bias there is the mean target.
         inputs, origin = center(inputs, priors)
         targets = targets - priors[:, None]
+    basis = range_basis(noise, within_rank(stats), inputs)
     noise.diagonal().add_(lam)
-    return _Regression(inputs, targets, noise, priors, origin)
+    return _Regression(inputs, targets, noise, priors, origin, basis)
 
 
-def _solve(problem: _Regression, lam: float) -> tuple[Tensor, Tensor]:
-    """The solution (C, k) of least norm and an orthonormal basis (k, m) of the directions it leaves out."""
+def _solve(problem: _Regression, lam: float) -> tuple[Tensor, Tensor | None]:
+    """The solution (C, k) of least norm and an orthonormal basis (k, m) of the directions that count; None: all do."""
+    if problem.basis is not None:
+        basis = problem.basis
+        noise = basis.T @ problem.noise @ basis
+        solution, kept = _solve(problem._replace(inputs=problem.inputs @ basis, noise=noise, basis=None), lam)
+        if lam > 0:
+            return solution @ basis.T, None
+        return solution @ basis.T, basis if kept is None else basis @ kept
     inputs, priors = problem.inputs, problem.priors
     second_moment = torch.addmm(problem.noise, inputs.T, priors[:, None] * inputs)  # (k, k)
-    curvature, axes = torch.linalg.eigh(second_moment)
-    if lam > 0:
-        inverse = 1 / curvature.clamp_min(lam)  # nothing is flatter than the regularisation, save by rounding
-    else:
-        flat = curvature <= curvature[-1] * len(curvature) * torch.finfo(torch.float64).eps
-        inverse = torch.where(flat, 0.0, 1 / curvature)
+    kept = None
+    factor = cholesky_factor(second_moment, smallest=lam)
+    if factor is None:
+        curvature, axes = torch.linalg.eigh(second_moment)
+        if lam > 0:
+            curvature = curvature.clamp_min(lam)  # nothing is flatter than the regularisation, save by rounding
+        else:
+            steep = curvature > curvature[-1] * len(curvature) * torch.finfo(torch.float64).eps
+            curvature, axes = curvature[steep], axes[:, steep]
+            kept = axes
     solution = torch.zeros_like(inputs)  # (C, k)
     # The second Newton step removes the rounding of the first: its gradient keeps small noise and large means
     # apart.
     for _ in range(2):
         residual = solution @ inputs.T - problem.targets  # (C, C)
         gradient = solution @ problem.noise + (residual * priors) @ inputs  # (C, k)
-        solution = solution - (gradient @ axes * inverse) @ axes.T
-    return solution, axes[:, inverse == 0]
+        if factor is None:
+            solution = solution - (gradient @ axes / curvature) @ axes.T
+        else:
+            solution = solution - torch.cholesky_solve(gradient.T, factor).T
+    return solution, kept
 
 
 def _spread(problem: _Regression, weight: Tensor) -> Tensor:

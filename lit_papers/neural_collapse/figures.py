@@ -1,5 +1,6 @@
 """Histories of neural collapse and of the central path, drawn."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,18 @@ if TYPE_CHECKING:
 
 PARTS = ("loss", "ls", "nc1", "nc23", "perp")
 History = Sequence[Mapping[str, Any]]
+Histories = Mapping[str | None, History]
 
 
-def collapse(history: History) -> "Figure":
+def collapse(histories: Histories) -> "Figure":
     """Six panels against epoch: error, NC1 (log), norms, angles, self-duality and NC4.
 
     Args:
-        history: entries of `lit_papers.neural_collapse.lens.CollapseLens`, each with ``epoch``.
+        histories: for each data set (None where there is one without a name) entries of
+            `lit_papers.neural_collapse.lens.CollapseLens`, each with ``epoch``. Several share the panels.
     """
     panels: list[tuple[str, dict[str, str]]] = [
-        ("train error [share of samples]", {"train_error": ""}),
+        ("error [share of samples]", {"train_error": ""}),
         ("NC1: tr($\\Sigma_W \\Sigma_B^+$)", {"nc1": ""}),
         (
             "NC2: std/mean of norms",
@@ -36,19 +39,93 @@ def collapse(history: History) -> "Figure":
         ("NC4: share not nearest mean", {"nc4_ncc_mismatch": ""}),
     ]
     figure, axes = new_figure(2, 3)
-    epochs = [entry["epoch"] for entry in history]
     for axis, (title, lines) in zip(axes, panels, strict=True):
-        for style, (key, label) in zip(STYLES, lines.items(), strict=False):
-            values = [entry.get(key, math.nan) for entry in history]
-            axis.plot(epochs, values, markersize=4, label=label or None, **style)
-            if all(value != value for value in values):
-                axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        styles = itertools.cycle(STYLES)
+        drawn = False
+        for place, (data, history) in enumerate(histories.items()):
+            for key, label in lines.items():
+                if place and key.endswith("weights"):
+                    continue  # the classifier is the same, whatever data it is measured beside
+                values = [entry.get(key, math.nan) for entry in history]
+                # unnamed where there is nothing to tell apart
+                name = ", ".join(filter(None, (data if not key.endswith("weights") else None, label)))
+                axis.plot([e["epoch"] for e in history], values, markersize=4, label=name or None, **next(styles))
+                drawn = drawn or any(value == value for value in values)
+                if key.startswith("nc4"):
+                    _band(axis, history)
+        if not drawn:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
         axis.set(xlabel="epoch", ylabel=title)
         log_scale(axis) if "nc1" in lines else axis.set_ylim(bottom=0)
-        if len(lines) > 1:
-            axis.legend()
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
     return figure
+
+
+def _band(axis: Any, history: History) -> None:
+    """Two standard errors around a share that was estimated from a sample."""
+    errors = [entry.get("nc4_standard_error", 0.0) for entry in history]
+    if any(error > 0 for error in errors):
+        shares = [entry["nc4_ncc_mismatch"] for entry in history]
+        low = [max(0.0, share - 2 * error) for share, error in zip(shares, errors, strict=True)]
+        high = [share + 2 * error for share, error in zip(shares, errors, strict=True)]
+        axis.fill_between([e["epoch"] for e in history], low, high, color="0.5", alpha=0.3, linewidth=0)
+
+
+def depth(histories: Histories) -> "Figure":
+    """Five panels against depth: NC1 (log), norms, angles, effective rank and nearest-mean decisions.
+
+    Of one data set at most five moments from the first to the last, light to dark; of several the last moment of each.
+
+    Args:
+        histories: as for `collapse`, measured with ``layers``.
+
+    Raises:
+        RuntimeError: no layers were measured.
+    """
+    panels = {
+        "nc1": "NC1: tr($\\Sigma_W \\Sigma_B^+$)",
+        "nc2_equinorm_means": "NC2: std/mean of norms, means",
+        "nc2_max_angle_means": "NC2: mean |cos + 1/(C-1)|, means",
+        "effective_rank": "effective rank [directions]",
+        "nc4_ncc_mismatch": "NC4: share not nearest mean",
+    }
+    first = next(iter(histories.values()))
+    names = [key.removesuffix("/nc1") for key in first[-1] if key.endswith("/nc1")]
+    if not names:
+        raise RuntimeError("there is nothing to draw over depth: measure with `layers`")
+    lines: list[tuple[str, Mapping[str, Any], dict[str, Any]]] = []
+    if len(histories) > 1:
+        lines = [(str(data), h[-1], style) for (data, h), style in zip(histories.items(), itertools.cycle(STYLES))]
+    else:
+        chosen = sorted({round(place * (len(first) - 1) / 4) for place in range(5)})
+        for number, place in enumerate(chosen):
+            grey = f"{0.75 * (1 - (number + 1) / len(chosen)):.2f}"
+            style = {**STYLES[number % len(STYLES)], "color": grey}
+            lines.append((f"epoch {first[place]['epoch']}", first[place], style))
+    figure, axes = new_figure(2, 3)
+    places = range(len(names) + 1)
+    common = _common_start(names)
+    labels = [name.removeprefix(common) for name in names] + ["features"]
+    for axis, (key, title) in zip(axes, panels.items(), strict=False):
+        for label, entry, style in lines:
+            values = [entry.get(f"{name}/{key}", math.nan) for name in names] + [entry.get(key, math.nan)]
+            axis.plot(places, values, markersize=4, label=label, **style)
+        axis.set(ylabel=title, xticks=places)
+        axis.set_xticklabels(labels, rotation=90, fontsize=7)
+        log_scale(axis) if key == "nc1" else axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[-1].axis("off")
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", title="depth: input to classifier")
+    return figure
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """The dotted path that all names begin with, with its last dot."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return "".join(f"{level[0]}." for level in shared)
 
 
 def central_path(history: History) -> "Figure":

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from lit_papers.neural_collapse.class_geometry import class_distance_variance, effective_rank, seli_deviation
+from lit_papers.neural_collapse.decisions import ncc_mismatch, nearest_class_mean
 from lit_papers.neural_collapse.decomposition import (
     check_weight,
     least_squares_classifier,
@@ -17,7 +19,6 @@ from lit_papers.neural_collapse.decomposition import (
     snr_singular_values,
 )
 from lit_papers.neural_collapse.statistics import (
-    BLOCK_ROWS,
     ClassStatistics,
     as_float64,
     centered_class_means,
@@ -28,7 +29,9 @@ from lit_papers.neural_collapse.statistics import (
 __all__ = [
     "ClassStatistics",
     "centered_class_means",
+    "class_distance_variance",
     "class_statistics",
+    "effective_rank",
     "equinorm",
     "least_squares_classifier",
     "max_equiangularity",
@@ -39,6 +42,7 @@ __all__ = [
     "neural_collapse_measures",
     "regularization_strength",
     "self_duality",
+    "seli_deviation",
     "simplex_etf",
     "snr_singular_values",
     "variability_collapse",
@@ -146,84 +150,15 @@ def self_duality(weight: Tensor, stats: ClassStatistics, *, center_classifier: b
     return gap.square().sum()
 
 
-def ncc_mismatch(features: Tensor, logits: Tensor, stats: ClassStatistics) -> Tensor:
-    r"""NC4: share of samples that the classifier and the nearest class mean classify differently.
-
-    .. math:: \frac1N \left|\left\{ i : \arg\max_c z_{ic} \ne \arg\min_c \|h_i - \mu_c\| \right\}\right|
-
-    Papyan et al. 2020 and Han et al., ICLR 2022, definition of NC4. Ties go to the first class.
-
-    Args:
-        features: inputs of the last linear layer, shape ``(N, d)``, any floating dtype.
-        logits: its outputs, **with** the bias, shape ``(N, C)``.
-        stats: statistics of the training features; a class never seen cannot be the nearest.
-
-    Returns:
-        Scalar in ``[0, 1]``.
-
-    Raises:
-        ValueError: shapes that do not fit, no samples, non-finite features, NaN logits, or fewer than two
-            classes were seen.
-
-    >>> stats = ClassStatistics(torch.tensor([2, 2]), torch.tensor([[2.0], [-2.0]]), torch.tensor([[4.0]]))
-    >>> ncc_mismatch(torch.tensor([[3.0], [1.0]]), torch.tensor([[0.7, 0.3], [0.4, 0.6]]), stats)
-    tensor(0.5000, dtype=torch.float64)
-    """
-    num_classes, dim = stats.means.shape
-    if features.ndim != 2 or logits.shape != (len(features), num_classes):
-        raise ValueError(
-            f"expected features (N, {dim}) and logits (N, {num_classes}), "
-            f"got shapes {tuple(features.shape)} and {tuple(logits.shape)}"
-        )
-    if len(features) == 0:
-        raise ValueError("no samples: expected at least one row of features")
-    if logits.isnan().any():
-        raise ValueError("logits must not be NaN")
-    nearest = nearest_class_mean(features, stats)
-    return (logits.argmax(dim=1).to(nearest.device) != nearest).double().mean()
-
-
-def nearest_class_mean(features: Tensor, stats: ClassStatistics) -> Tensor:
-    """The class whose mean is nearest to each sample: the decision that NC4 compares with the classifier's.
-
-    Args:
-        features: inputs of the last linear layer, shape ``(N, d)``, any floating dtype.
-        stats: statistics of the training features; a class never seen cannot be the nearest.
-
-    Returns:
-        Class indices, int64, shape ``(N,)``; ties go to the first class.
-
-    Raises:
-        ValueError: features are not ``(N, d)`` or not finite, or fewer than two classes were seen.
-
-    >>> stats = ClassStatistics(torch.tensor([2, 2]), torch.tensor([[2.0], [-2.0]]), torch.tensor([[4.0]]))
-    >>> nearest_class_mean(torch.tensor([[3.0], [-0.5]]), stats)
-    tensor([0, 1])
-    """
-    if features.ndim != 2 or features.shape[1] != stats.means.shape[1]:
-        raise ValueError(f"expected features (N, {stats.means.shape[1]}), got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ValueError("non-finite features: got NaN or Inf")
-    seen = stats.counts > 0
-    if seen.sum() < 2:
-        raise ValueError(f"expected samples of at least two classes, got samples of {int(seen.sum())}")
-    # Distances by matrix product would lose the digits that decide between collapsed classes.
-    nearest = [
-        torch.cdist(as_float64(rows).to(seen.device), stats.means, compute_mode="donot_use_mm_for_euclid_dist")
-        .masked_fill(~seen, torch.inf)  # (b, C)
-        .argmin(dim=1)
-        for rows in torch.split(features, BLOCK_ROWS)
-    ]
-    return torch.cat(nearest)
-
-
 def neural_collapse_measures(
     stats: ClassStatistics, weight: Tensor, *, center_classifier: bool = False
 ) -> dict[str, Tensor]:
-    """NC1, NC2 and NC3 of features and their classifier, and what they were computed from.
+    """NC1, NC2 and NC3 of features and their classifier, companions of them, and what they were computed from.
 
     The measures of Papyan et al. 2020 and Han et al., ICLR 2022: see :func:`variability_collapse`,
-    :func:`equinorm`, :func:`max_equiangularity` and :func:`self_duality`. Classes never seen are left out.
+    :func:`equinorm`, :func:`max_equiangularity` and :func:`self_duality`; and what the same statistics give
+    besides: :func:`class_distance_variance`, :func:`seli_deviation` (NC2 for classes of any sizes) and
+    :func:`effective_rank`. Classes never seen are left out.
 
     Args:
         stats: statistics of ``C`` classes in ``d`` dimensions.
@@ -232,8 +167,9 @@ def neural_collapse_measures(
 
     Returns:
         Scalars: ``nc1`` and ``nc1_over_c`` (divided by the number of classes seen), ``nc2_equinorm_means``,
-        ``nc2_equinorm_weights``, ``nc2_max_angle_means``, ``nc2_max_angle_weights``, ``nc3_self_duality``;
-        and two integers, ``rank`` of the centred class means and ``num_classes_seen``.
+        ``nc2_equinorm_weights``, ``nc2_max_angle_means``, ``nc2_max_angle_weights``, ``nc2_seli_means``,
+        ``nc2_seli_weights``, ``nc3_self_duality``, ``cdnv`` and ``effective_rank``; and two integers, ``rank`` of the
+        centred class means and ``num_classes_seen``.
 
     Raises:
         ValueError: ``weight`` is not ``(C, d)``, or fewer than two classes were seen.
@@ -253,7 +189,11 @@ def neural_collapse_measures(
         "nc2_equinorm_weights": equinorm(rows),
         "nc2_max_angle_means": max_equiangularity(means),
         "nc2_max_angle_weights": max_equiangularity(rows),
+        "nc2_seli_means": seli_deviation(means, stats.counts, of="means"),
+        "nc2_seli_weights": seli_deviation(rows, stats.counts, of="weights"),
         "nc3_self_duality": self_duality(weight, stats, center_classifier=center_classifier),
+        "cdnv": class_distance_variance(stats),
+        "effective_rank": effective_rank(stats),
         "rank": rank,
         "num_classes_seen": torch.tensor(len(means), device=means.device),
     }

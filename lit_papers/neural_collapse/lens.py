@@ -1,7 +1,7 @@
 """Neural collapse and the central path of any classifier, at one moment."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,13 +15,20 @@ from lit_papers.lens.weight_decay import decay_of
 from lit_papers.neural_collapse import figures
 from lit_papers.neural_collapse.functional import (
     ClassStatistics,
+    centered_class_means,
+    effective_rank,
+    equinorm,
+    max_equiangularity,
     mse_decomposition,
     nearest_class_mean,
     neural_collapse_measures,
     regularization_strength,
     snr_singular_values,
+    variability_collapse,
 )
+from lit_papers.neural_collapse.layers import Layer, chosen_layers
 from lit_papers.neural_collapse.metrics import ClassStatisticsMetric
+from lit_papers.neural_collapse.reservoir import LIMIT_BYTES, Reservoir, stratified_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,43 +40,59 @@ _MEASURES = (
     "nc2_equinorm_weights",
     "nc2_max_angle_means",
     "nc2_max_angle_weights",
+    "nc2_seli_means",
+    "nc2_seli_weights",
     "nc3_self_duality",
+    "cdnv",
+    "effective_rank",
     "rank",
     "num_classes_seen",
 )
 _REDUCTIONS = ("mean", "batchmean", None, "auto")
 _STATISTICS, _ERROR, _DECISIONS = "class statistics", "train error", "decisions"
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+LAYER_MEASURES = ("nc1", "nc2_equinorm_means", "nc2_max_angle_means", "effective_rank")
 
 
-class _Decisions(Metric):
-    """Features (float32, on the host) and predicted classes of this process, until the class means are known."""
+class _Kept(Metric):
+    """Rows of this process for after the pass, when the class means are known."""
 
     full_state_update = False
-    features: list[Tensor]
-    predictions: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         super().__init__(sync_on_compute=False)
-        self.add_state("features", [])
-        self.add_state("predictions", [])
+        self.reservoir = Reservoir(limit_bytes)
 
-    def update(self, features: Tensor, predictions: Tensor) -> None:
-        """Keep a batch."""
-        self.features.append(features.detach().float().cpu())
-        self.predictions.append(predictions.cpu())
+    def update(self, *columns: Tensor) -> None:
+        """Offer a batch."""
+        self.reservoir.add(*columns)
 
-    def compute(self) -> list[tuple[Tensor, Tensor]]:
-        """What was kept, batch by batch."""
-        return list(zip(self.features, self.predictions, strict=True))
+    def compute(self) -> Reservoir:
+        """All that was kept."""
+        return self.reservoir
 
 
 class CollapseLens(Lens):
-    """NC1 to NC4 of the last layer (Papyan et al. 2020), and the training error.
+    """NC1 to NC4 of the last layer (Papyan et al. 2020), and the error; the same of chosen layers before it.
+
+    NC4 compares each decision with the nearest class mean, and the means are known when the features have gone by. The
+    pass keeps features on the host in ``ncc_bytes``: all of them where they fit (NC4 is then exact), else a uniform
+    sample of them; ``nc4_standard_error`` is what the sampling may have changed, 0 for all. There is no second pass and
+    nothing is compared with means of an earlier measurement.
 
     Args:
-        ncc: also compare with the nearest class mean (NC4), which keeps the features of a pass on the host
-            (4 N d bytes).
+        ncc: also compare with the nearest class mean (NC4).
         center_classifier: subtract the mean row from the weight first; right for classifiers without bias.
+        layers: dotted paths of layers before the last to measure in the same pass, or ``"all"`` blocks: NC1, lengths
+            and angles of the class means, effective rank and (with ``ncc``) the share of samples whose nearest class
+            mean there is not what the network decides in the end. Maps and tokens are averaged over their positions.
+        ncc_bytes: memory for what NC4 keeps, for all layers together, on each process.
+        residual_dtype: ``"float32"`` for devices with slow float64, within the error bound that
+            `lit_papers.neural_collapse.functional.class_statistics` gives.
+
+    Raises:
+        ValueError: ``ncc_bytes`` is not positive, ``layers`` is empty or one string other than ``"all"``, or an unknown
+            ``residual_dtype``.
 
     >>> _ = torch.manual_seed(0)
     >>> network = torch.nn.Linear(2, 3)
@@ -80,51 +103,114 @@ class CollapseLens(Lens):
 
     name = "neural_collapse"
 
-    def __init__(self, ncc: bool = True, center_classifier: bool = False) -> None:
+    def __init__(
+        self,
+        ncc: bool = True,
+        center_classifier: bool = False,
+        layers: Sequence[str] | Literal["all"] | None = None,
+        ncc_bytes: int = LIMIT_BYTES,
+        residual_dtype: Literal["float64", "float32"] = "float64",
+    ) -> None:
+        if layers is not None and layers != "all" and (isinstance(layers, str) or not layers):
+            raise ValueError(f'layers must be a list of dotted paths, "all" or None, got {layers!r}')
+        if ncc_bytes < 1:
+            raise ValueError(f"ncc_bytes must be at least 1, got {ncc_bytes}")
+        if residual_dtype not in _DTYPES:
+            raise ValueError(f"residual_dtype must be one of {', '.join(_DTYPES)}, got {residual_dtype!r}")
         self.ncc = ncc
         self.center_classifier = center_classifier
-        self._warned = False
+        self.layers = layers
+        self.ncc_bytes = ncc_bytes
+        self.residual_dtype = _DTYPES[residual_dtype]
+        self._warned: set[str] = set()
 
-    def check(self, subject: Subject) -> None:
-        """Find the classifier, and have class statistics gathered."""
-        gather_statistics(subject)
+    def check(self, subject: Subject) -> list[Layer]:
+        """Find classifier and layers, and have class statistics gathered."""
+        classes, _ = gather_statistics(subject, self.residual_dtype)
         subject.gather(_ERROR, _mean, _add_error)
+        layers = [] if self.layers is None else chosen_layers(subject, self.layers)
+        for layer in layers:
+            subject.gather(*_layer_statistics(layer, classes, self.residual_dtype), layers=(layer.name,))
         if self.ncc:
-            subject.gather(_DECISIONS, _Decisions, _add_decisions)
+            names = tuple(layer.name for layer in layers)
+            subject.gather(self._kept(layers), lambda: _Kept(self.ncc_bytes), _keeping(layers), layers=names)
+        return layers
 
-    def look(self, moment: Moment, prepared: None, history: Sequence[Mapping[str, Any]]) -> Numbers:
-        """NC1 to NC4 and the training error.
+    def look(self, moment: Moment, prepared: list[Layer], history: Sequence[Mapping[str, Any]]) -> Numbers:
+        """NC1 to NC4 and the error; of each layer, what there is of them, as ``<layer>/<measure>``.
 
         Raises:
             ValueError: the features are not finite, or of fewer than two classes.
         """
-        stats: ClassStatistics = moment.gathered(_STATISTICS)
+        stats: ClassStatistics = moment.gathered((_STATISTICS, self.residual_dtype))
         self._warn_of_unseen(stats)
         measures = neural_collapse_measures(stats, moment.head()[0], center_classifier=self.center_classifier)
         numbers: Numbers = {key: float(measures[key]) for key in _MEASURES}
+        inside = {layer.name: self._layer_statistics(moment, layer) for layer in prepared}
+        shares = self._mismatches(moment, prepared, [stats, *inside.values()])
         if self.ncc:
-            differ = torch.zeros((), dtype=torch.float64)
-            for features, predictions in moment.gathered(_DECISIONS):
-                nearest = nearest_class_mean(features.to(stats.means.device), stats)
-                differ += (nearest.cpu() != predictions).sum()
-            numbers["nc4_ncc_mismatch"] = float(moment.processes.sum(differ)) / float(stats.counts.sum())
-        return {**numbers, "train_error": float(moment.gathered(_ERROR))}
+            numbers |= {"nc4_ncc_mismatch": shares[0][0], "nc4_standard_error": shares[0][1]}
+        numbers["train_error"] = float(moment.gathered(_ERROR))
+        for (name, found), share in zip(inside.items(), shares[1:], strict=True):
+            values = dict.fromkeys(LAYER_MEASURES, math.nan) if found is None else _layer_measures(found)
+            if self.ncc:
+                values["nc4_ncc_mismatch"] = share[0]
+            numbers |= {f"{name}/{key}": value for key, value in values.items()}
+        return numbers
 
-    def unknown(self, prepared: None) -> Numbers:
+    def unknown(self, prepared: list[Layer]) -> Numbers:
         """NaN for every key."""
-        return dict.fromkeys([*_MEASURES, *(["nc4_ncc_mismatch"] if self.ncc else []), "train_error"], math.nan)
+        nearest = ["nc4_ncc_mismatch", "nc4_standard_error"] if self.ncc else []
+        keys = [*_MEASURES, *nearest, "train_error"]
+        for layer in prepared:
+            keys += [f"{layer.name}/{key}" for key in (*LAYER_MEASURES, *nearest[:1])]
+        return dict.fromkeys(keys, math.nan)
 
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """Six panels against epoch: error, NC1 (log), norms, angles, self-duality and NC4."""
-        return figures.collapse(history)
+        return figures.collapse({None: history})
+
+    def _kept(self, layers: list[Layer]) -> tuple[Any, ...]:
+        return _DECISIONS, self.ncc_bytes, *layers
+
+    def _mismatches(
+        self, moment: Moment, layers: list[Layer], found: list[ClassStatistics | None]
+    ) -> list[tuple[float, float]]:
+        """For the last layer and each other, the share that the nearest mean decides otherwise, and its error."""
+        if not self.ncc:
+            return [(math.nan, math.nan)] * len(found)
+        reservoir: Reservoir = moment.gathered(self._kept(layers))
+        counts = torch.zeros(moment.processes.size, 2 + len(found), dtype=torch.float64)  # kept, seen, hits of each
+        mine = counts[moment.processes.rank]
+        mine[0], mine[1] = reservoir.kept, reservoir.seen
+        if reservoir.kept:
+            decisions, *features = reservoir.columns()
+            for place, (stats, rows) in enumerate(zip(found, features, strict=True)):
+                if stats is not None:
+                    mine[2 + place] = (nearest_class_mean(rows, stats).cpu() != decisions).sum()
+        kept, seen, *hits = moment.processes.sum(counts).T
+        return [
+            (math.nan, math.nan) if stats is None else stratified_share(found_hits, kept, seen)
+            for stats, found_hits in zip(found, hits, strict=True)
+        ]
+
+    def _layer_statistics(self, moment: Moment, layer: Layer) -> ClassStatistics | None:
+        try:
+            found: ClassStatistics = moment.gathered((_STATISTICS, self.residual_dtype, layer))
+            return found
+        except ValueError as error:  # of this layer alone
+            self._warn_once(f"nothing measured of layer {layer.name!r}: {error}; NaN is recorded")
+            return None
 
     def _warn_of_unseen(self, stats: ClassStatistics) -> None:
         unseen = (stats.counts == 0).nonzero().flatten().tolist()
-        if unseen and not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"neural collapse: no sample has class {', '.join(map(str, unseen))}: left out of every measure"
-            )
+        if unseen:
+            self._warn_once(f"no sample has class {', '.join(map(str, unseen))}: left out of every measure")
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            rank_zero_warn(f"neural collapse: {message}")
 
 
 @dataclass(frozen=True)
@@ -178,7 +264,7 @@ class CentralPathLens(Lens):
         Raises:
             ValueError: the features are not finite, or of fewer than two classes.
         """
-        stats: ClassStatistics = moment.gathered(_STATISTICS)
+        stats: ClassStatistics = moment.gathered((_STATISTICS, torch.float64))
         snr: list[float] = snr_singular_values(stats).tolist()
         numbers: Numbers = {}
         if prepared.reduction is not None:
@@ -263,7 +349,7 @@ class CentralPathLens(Lens):
             rank_zero_warn(f"CentralPath: {message}")
 
 
-def gather_statistics(subject: Subject) -> tuple[int, int]:
+def gather_statistics(subject: Subject, residual_dtype: torch.dtype = torch.float64) -> tuple[int, int]:
     """Have a subject gather class statistics of the features; lenses that ask share them.
 
     Returns:
@@ -273,21 +359,49 @@ def gather_statistics(subject: Subject) -> tuple[int, int]:
         NotApplicable: no linear layer makes the logits that belong to the classes of a batch.
     """
     classes, features = subject.head.weight.shape
-    subject.gather(_STATISTICS, lambda: ClassStatisticsMetric(classes, features), _add_statistics)
+    subject.gather(
+        (_STATISTICS, residual_dtype),
+        lambda: ClassStatisticsMetric(classes, features, residual_dtype),
+        lambda metric, seen: _add_statistics(metric, seen, seen.features),
+    )
     return classes, features
+
+
+def _layer_statistics(
+    layer: Layer, classes: int, residual_dtype: torch.dtype
+) -> tuple[Any, Callable[[], Metric], Callable[[Any, Seen], None]]:
+    return (
+        (_STATISTICS, residual_dtype, layer),
+        lambda: ClassStatisticsMetric(classes, layer.dim, residual_dtype),
+        lambda metric, seen: _add_statistics(metric, seen, layer.pooled(seen)),
+    )
+
+
+def _layer_measures(stats: ClassStatistics) -> dict[str, float]:
+    means = centered_class_means(stats)
+    values = (
+        variability_collapse(stats),
+        equinorm(means),
+        max_equiangularity(means),
+        effective_rank(stats),
+    )
+    return dict(zip(LAYER_MEASURES, map(float, values), strict=True))
+
+
+def _keeping(layers: list[Layer]) -> Callable[[Any, Seen], None]:
+    def keep(metric: _Kept, seen: Seen) -> None:
+        metric.update(seen.outputs.argmax(dim=1), seen.features, *(layer.pooled(seen) for layer in layers))
+
+    return keep
 
 
 def _mean() -> Metric:
     return MeanMetric().set_dtype(torch.float64)
 
 
-def _add_statistics(metric: ClassStatisticsMetric, seen: Seen) -> None:
-    metric.update(seen.features.to(metric.moments.device), seen.targets.to(metric.moments.device))
+def _add_statistics(metric: ClassStatisticsMetric, seen: Seen, features: Tensor) -> None:
+    metric.update(features.to(metric.moments.device), seen.targets.to(metric.moments.device))
 
 
 def _add_error(metric: MeanMetric, seen: Seen) -> None:
     metric.update((seen.outputs.argmax(dim=1) != seen.targets).to(metric.device, torch.float64))
-
-
-def _add_decisions(metric: _Decisions, seen: Seen) -> None:
-    metric.update(seen.features, seen.outputs.argmax(dim=1))

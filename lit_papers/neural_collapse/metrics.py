@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from lit_papers.accumulator import Float64Metric
-from lit_papers.neural_collapse.statistics import (
-    ClassStatistics,
-    check_batch,
-    check_num_classes,
+from lit_papers.neural_collapse.moments import (
+    Moments,
+    add_rows_,
+    check_residual_dtype,
     merge_moments,
-    unpack,
-    welford_update_,
+    recentre_,
+    zero_moments,
 )
+from lit_papers.neural_collapse.statistics import ClassStatistics, check_batch, check_num_classes, statistics_of
 
 
 class ClassStatisticsMetric(Float64Metric):
@@ -21,7 +22,7 @@ class ClassStatisticsMetric(Float64Metric):
 
     Accumulates :func:`~lit_papers.neural_collapse.functional.class_statistics` (the sufficient statistics of
     Han et al., ICLR 2022). The state is float64 and stays so whatever precision a surrounding module is cast
-    to; it has ``(C + d)(d + 1)`` numbers. ``forward``, ``merge_state`` and synchronisation across processes
+    to; it has ``(2 C + d)(d + 1)`` numbers. ``forward``, ``merge_state`` and synchronisation across processes
     give what one process would, up to rounding.
 
     Shapes:
@@ -32,12 +33,14 @@ class ClassStatisticsMetric(Float64Metric):
     Args:
         num_classes: ``C``, at least 1.
         num_features: ``d``, at least 1.
+        residual_dtype: of the matrix products; ``torch.float32`` for devices with slow float64, within the error bound
+            of :func:`~lit_papers.neural_collapse.functional.class_statistics`. The state is float64 either way.
         **kwargs: arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: no class or no feature; from ``update``, shapes that do not fit or a target outside
-            ``[0, C)``; from ``compute``, no samples or non-finite features (not from ``update``: a process
-            that stops in the middle of a pass would leave the others waiting).
+        ValueError: no class, no feature or another ``residual_dtype``; from ``update``, shapes that do not fit or a
+            target outside ``[0, C)``; from ``compute``, no samples or non-finite features (not from ``update``: a
+            process that stops in the middle of a pass would leave the others waiting).
         TypeError: from ``update``, features are not floating or targets are not integer.
 
     >>> metric = ClassStatisticsMetric(num_classes=2, num_features=1)
@@ -47,18 +50,21 @@ class ClassStatisticsMetric(Float64Metric):
     [[2.0], [-2.0]]
     """
 
-    moments: Tensor  # (C + d, d + 1): counts and means above the scatter
+    moments: Tensor  # (2 C + d, d + 1): what `Moments.of` takes apart
 
-    def __init__(self, num_classes: int, num_features: int, **kwargs: Any) -> None:
+    def __init__(
+        self, num_classes: int, num_features: int, residual_dtype: torch.dtype = torch.float64, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_num_classes(num_classes)
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
+        check_residual_dtype(residual_dtype)
         self.num_classes = num_classes
+        self.residual_dtype = residual_dtype
         self.num_features = num_features
         # One tensor, because torchmetrics reduces every state on its own, and means need the counts.
-        packed = torch.zeros(num_classes + num_features, num_features + 1, dtype=torch.float64)
-        self.add_state("moments", default=packed, dist_reduce_fx=_merge_packed)
+        self.add_state("moments", default=zero_moments(num_classes, num_features), dist_reduce_fx=_merge_packed)
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Add a batch: features ``(B, d)`` and targets ``(B,)``."""
@@ -66,17 +72,20 @@ class ClassStatisticsMetric(Float64Metric):
         if features.shape[1] != self.num_features:
             raise ValueError(f"features must have shape (B, {self.num_features}), got {tuple(features.shape)}")
         self.writable()
-        welford_update_(*unpack(self.moments), features, targets)
+        moments = Moments.of(self.moments)
+        add_rows_(moments, features, targets, self.residual_dtype, blocks_before=self.update_count - 1)
 
     def compute(self) -> ClassStatistics:
         """Statistics of everything seen so far, on all processes."""
-        return ClassStatistics(*unpack(self.moments))
+        return statistics_of(Moments.of(self.moments.clone()))
 
 
 def _merge_packed(stacked: Tensor) -> Tensor:
-    """Merge the states of several processes, shape (processes, C + d, d + 1), into one."""
-    merged = stacked[0].clone()  # (C + d, d + 1)
+    """Merge the states of several processes, shape (processes, 2 C + d, d + 1), into one."""
+    merged = stacked[0].clone()
+    recentre_(Moments.of(merged))
     for other in stacked[1:]:
-        for whole, part in zip(unpack(merged), merge_moments(unpack(merged), unpack(other)), strict=True):
-            whole.copy_(part)
+        part = other.clone()
+        recentre_(Moments.of(part))
+        merge_moments(Moments.of(merged), Moments.of(part))
     return merged

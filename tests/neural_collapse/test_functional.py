@@ -343,6 +343,7 @@ def test_exact_collapse_measures_zero(num_classes: int, dim: int) -> None:
     measures = neural_collapse_measures(stats, centered_class_means(stats))
     assert measures.pop("rank") == num_classes - 1
     assert measures.pop("num_classes_seen") == num_classes
+    assert measures.pop("effective_rank").item() == pytest.approx(num_classes - 1, rel=1e-12)
     assert {name: value.item() for name, value in measures.items()} == pytest.approx(
         dict.fromkeys(measures, 0.0), abs=1e-12
     )
