@@ -105,10 +105,7 @@ def _run(arguments: Sequence[str] | None, callbacks: Sequence["Callback"]) -> in
         near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "sweep", "expressiveness"], n=1)
         return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
-    try:
-        resolved, names = _resolve_config_names(given)
-    except LookupError as error:
-        return _refuse(str(error.args[0]))
+    resolved, names = _resolve_config_names(given)
     if arguments is None:
         sys.argv[1:] = resolved  # the processes that a strategy starts read it again
 
@@ -130,7 +127,7 @@ def _resolve_config_names(arguments: Sequence[str]) -> tuple[list[str], list[str
         The new arguments, and a name for each ``--config`` in them: what a run of it is called.
 
     Raises:
-        LookupError: a value is neither a file, nor inline YAML, nor the name of a shipped configuration.
+        ValueError: a value is neither a file, nor inline YAML, nor the name of a shipped configuration.
         YamlError: a file is no YAML, or has a key twice.
         OSError: a file cannot be read.
     """
@@ -163,18 +160,18 @@ def _config_path(value: str) -> tuple[str, str | None]:
     path = Path(value)
     if path.is_file():
         if not isinstance(read_yaml(path), dict):
-            raise LookupError(f"--config {value}: a configuration is a mapping such as `trainer: {{max_epochs: 5}}`")
+            raise ValueError(f"--config {value}: a configuration is a mapping such as `trainer: {{max_epochs: 5}}`")
         return value, path.stem
     shipped = catalog.find_config(value)
     if shipped is not None:
         return str(shipped), value
     if path.is_dir():
-        raise LookupError(f"--config {value}: this is a folder; name the file in it, such as {path / 'config.yaml'}")
+        raise ValueError(f"--config {value}: this is a folder; name the file in it, such as {path / 'config.yaml'}")
     near = catalog.near_names(value)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(catalog.config_names())}."
-    raise LookupError(
-        f"--config {value}: no such file, and no shipped configuration of that name; {hint} "
-        "`python -m lit_papers list` shows them all."
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"--config {value}: no such file, and no shipped configuration of that name; {hint}"
+        "`python -m lit_papers list` shows them all"
     )
 
 

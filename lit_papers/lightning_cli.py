@@ -27,6 +27,7 @@ from lit_papers.run_folder import next_version, run_folder
 from lit_papers.wandb_runs import check_installed, start_runs
 
 RUNS = "runs"
+_AT_LEAST_ONE = ("accumulate_grad_batches", "check_val_every_n_epoch")  # the Trainer divides by them, unchecked
 
 
 class ConstructorFailed(BaseException):
@@ -50,7 +51,7 @@ class Parser(LightningArgumentParser):
             try:
                 return instantiator(*args, **kwargs)
             except Exception as error:
-                raise ConstructorFailed(error) from error
+                raise ConstructorFailed(error) from None
 
         super().add_instantiator(make, class_type, subclasses, prepend)
 
@@ -135,6 +136,8 @@ class PapersCLI(LightningCLI):
 
     def __init__(self, run_name: str, arguments: Sequence[str] | None, callbacks: Sequence[Callback] = ()) -> None:
         self.run_name = run_name
+        given = sys.argv[1:] if arguments is None else arguments
+        self._command = given[0] if given else None
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -149,6 +152,11 @@ class PapersCLI(LightningCLI):
             parser_kwargs={"allow_abbrev": False, "prog": "python -m lit_papers"},
             args=None if arguments is None else list(arguments),
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method of LightningCLI
+        """The one that was asked for: to set up the parsers of all four takes four times as long."""
+        everything = LightningCLI.subcommands()
+        return {self._command: everything[self._command]} if self._command in everything else everything
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and keep a copy of what was asked for: a checkpoint's hyperparameters are merged over it next."""
@@ -174,6 +182,9 @@ class PapersCLI(LightningCLI):
                 stacklevel=1,
             )
         check_installed(config.trainer.logger)
+        for name in _AT_LEAST_ONE:
+            if config.trainer.get(name) is not None and config.trainer[name] < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {config.trainer[name]}")
         if config.trainer.logger in (None, True):
             init_args = Namespace(save_dir=RUNS, name=self.run_name)  # type: ignore[no-untyped-call]
             config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
@@ -195,7 +206,7 @@ class PapersCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ConstructorFailed as failed:
-            raise failed.error  # noqa: B904  # it has its own cause
+            raise failed.error from failed.error.__cause__
         start_runs(self.trainer.loggers)
 
     def after_fit(self) -> None:

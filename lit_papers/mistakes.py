@@ -83,8 +83,10 @@ def _with_install_command(text: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()  # an exception that is raised anew may be the cause of its own context
+    while error is not None and id(error) not in seen:
         yield error
+        seen.add(id(error))
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
@@ -118,4 +120,4 @@ def _is_library(path: str) -> bool:
 def _raises(entry: TracebackType) -> bool:
     """Whether the last thing that happened there is a ``raise``."""
     code: CodeType = entry.tb_frame.f_code
-    return dis.opname[code.co_code[entry.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+    return dis.opname[code.co_code[entry.tb_lasti]] == "RAISE_VARARGS"

@@ -1,8 +1,8 @@
 """Boil the reports of the argument parser down to the line that matters, with the name that was probably meant.
 
-A report of jsonargparse is a tree: a key that fits none of several types lists what each of them has against it, and one
-of those may be a class with such a key again. Of each such list the branch counts that went furthest: that a mapping is
-no string is no news beside an argument that a class named in it does not have.
+A report of jsonargparse is a tree: a key that fits none of several types lists what each of them has against it, and
+one of those may be a class with such a key again. Of each such list the branch counts that went furthest: that a
+mapping is no string is no news beside an argument that a class named in it does not have.
 """
 
 import difflib

@@ -17,8 +17,8 @@ class WritePredictions(BasePredictionWriter):
 
     The file holds a list with one entry per data loader, each a dict:
 
-    - ``predictions``: what ``predict_step`` returned. Tensors of equal rows are joined to one, ``(N, ...)``, in the order
-      of ``indices``; anything else stays a list of batches.
+    - ``predictions``: what ``predict_step`` returned. Tensors of equal rows are joined to one, ``(N, ...)``, in the
+      order of ``indices``; anything else stays a list of batches.
     - ``indices``: the number of each sample in its data set, a list of N; None where the loader does not tell.
 
     Read it by ``torch.load("predictions.pt")``. Each of several processes writes the samples it was given, into

@@ -3,16 +3,28 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optuna.storages import RDBStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 LOCK_TIMEOUT = 20  # seconds that SQLite waits for another process; its own 5 are short for a network drive
+HEARTBEAT = 60  # seconds between the signs of life of a running trial
+PATIENCE = 3 * HEARTBEAT  # silent for so long, its machine is taken to be gone
+_DRIVERS = {"postgresql": "psycopg"}  # the one that the extra brings; SQLAlchemy's default is another
 
 
-def open_storage(url: str) -> "RDBStorage":
+class StorageError(ValueError):
+    """The database of a study cannot be used; the message says which, without its password."""
+
+
+def open_storage(url: str, on_stale: "Callable[[Study, FrozenTrial], None] | None" = None) -> "RDBStorage":
     """Open the database of a study, and make its tables if it is new.
 
     Args:
         url: such as ``sqlite:///study.db`` or ``postgresql://user@host/database``.
+        on_stale: called with each trial whose search has not been heard of for long, once it is marked as failed.
 
     Raises:
         optuna.exceptions.StorageInternalError: the database is locked or cannot be reached.
@@ -21,5 +33,13 @@ def open_storage(url: str) -> "RDBStorage":
     """
     from optuna.storages import RDBStorage
 
-    is_sqlite = url.startswith("sqlite")
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}} if is_sqlite else None)
+    kind, separator, rest = url.partition("://")
+    if separator and kind in _DRIVERS:
+        url = f"{kind}+{_DRIVERS[kind]}://{rest}"
+    return RDBStorage(
+        url,
+        engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}} if kind.startswith("sqlite") else None,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=PATIENCE,
+        heartbeat_stale_trial_callback=on_stale,
+    )

@@ -1,0 +1,83 @@
+"""Build the API reference: ``python .ci/reference.py FOLDER``, then open ``FOLDER/index.html``.
+
+Each paper's README is the page of its package. Any warning, and any link or picture that leads nowhere, is a failure.
+"""
+
+import importlib
+import re
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pdoc
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPERS = sorted(path.parent.name for path in (ROOT / "lit_papers").glob("*/README.md"))
+
+
+def main(target: Path) -> int:
+    """Write the pages; the exit status is 1 where a link is broken."""
+    warnings.simplefilter("error")
+    for name in ("lightning.pytorch", "torch_geometric", "optuna", "wandb", "torchvision"):
+        with warnings.catch_warnings():  # what others warn of when they are imported is not ours
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
+    package = importlib.import_module("lit_papers")
+    package.__doc__ = _page(ROOT / "README.md", "lit_papers")
+    for paper in PAPERS:
+        module = importlib.import_module(f"lit_papers.{paper}")
+        module.__doc__ = _page(ROOT / "lit_papers" / paper / "README.md", f"lit_papers/{paper}")
+    pdoc.render.configure(docformat="google", math=True, search=False)
+    pdoc.pdoc("lit_papers", output_directory=target)
+    for paper in PAPERS:
+        for picture in (ROOT / "lit_papers" / paper).glob("*.png"):
+            (target / "lit_papers" / paper).mkdir(exist_ok=True)
+            shutil.copy(picture, target / "lit_papers" / paper)
+    for picture in (ROOT / "sweeps").glob("*.png"):
+        (target / "sweeps").mkdir(exist_ok=True)
+        shutil.copy(picture, target / "sweeps")
+    broken = sorted(_broken_links(target))
+    print("\n".join(broken) or f"{len(list(target.rglob('*.html')))} pages in {target}")
+    return 1 if broken else 0
+
+
+def _page(readme: Path, module: str) -> str:
+    """A README as a docstring: its links lead to pages, its pictures to copies beside them."""
+    here = readme.parent
+
+    def link(found: re.Match[str]) -> str:
+        target, _, _anchor = found[2].partition("#")
+        if "://" in target or not target:
+            return found[0]
+        path = (here / target).resolve().relative_to(ROOT)
+        depth = module.count("/")
+        if path.name == "README.md" and path.parent.parent.name == "lit_papers":
+            return f"{found[1]}({'../' * depth}{'' if depth else 'lit_papers/'}{path.parent.name}.html)".replace(
+                "../", "" if depth == 1 else "../"
+            )
+        if path.suffix == ".png":
+            return f"{found[1]}({'../' * depth}{path.as_posix()})"
+        return f"{found[1].lstrip('!')[1:-1]} (`{path.as_posix()}`)"  # a file that has no page
+
+    return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", link, readme.read_text(encoding="utf-8"))
+
+
+def _broken_links(target: Path) -> set[str]:
+    pages = {path: path.read_text(encoding="utf-8") for path in target.rglob("*.html")}
+    broken = set()
+    for page, text in pages.items():
+        for kind, address in re.findall(r'\b(href|src)="([^"]+)"', text):
+            path, anchor = urldefrag(unquote(address))
+            if "://" in address or address.startswith(("data:", "mailto:")):
+                continue
+            to = (page.parent / path).resolve() if path else page
+            is_there = to.exists() and (not anchor or to not in pages or f'id="{anchor}"' in pages[to])
+            if not is_there:
+                broken.add(f"{page.relative_to(target)}: {kind} {address}")
+    return broken
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve()))
