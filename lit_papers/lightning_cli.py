@@ -20,6 +20,7 @@ from rich.table import Table
 # short class names on the command line are those of imported classes, and strategies' names are registered by import
 import lit_papers.local_sgd  # noqa: F401
 from lit_papers.checkpoint_files import check_checkpoint
+from lit_papers.extras import with_install_command
 from lit_papers.mistakes import INTERRUPTED, MISTAKE, TERMINATED, raised_in_users_code
 from lit_papers.parser_errors import explain
 from lit_papers.predictions import WritePredictions
@@ -64,7 +65,7 @@ class Parser(LightningArgumentParser):
             raise bug
         parser = getattr(ex, "subcommand_parser", None) or self
         complaint, hint = explain(message, parser)
-        print(f"error: {complaint}", file=sys.stderr)
+        print(f"error: {with_install_command(complaint)}", file=sys.stderr)
         if hint:
             print(f"       {hint}", file=sys.stderr)
         print(
@@ -207,6 +208,8 @@ class PapersCLI(LightningCLI):
             super().instantiate_classes()
         except ConstructorFailed as failed:
             raise failed.error from failed.error.__cause__
+        except ValueError as error:  # of the parser, about a function that makes an argument
+            self._parser(self.subcommand).error(str(error), error)
         start_runs(self.trainer.loggers)
 
     def after_fit(self) -> None:

@@ -8,12 +8,11 @@ Free of torch: exceptions of packages that may not be there are known by where t
 
 import dis
 import errno
-import re
 import sys
 from collections.abc import Iterator
 from types import CodeType, TracebackType
 
-from lit_papers.extras import install_command
+from lit_papers.extras import EXTRA_OF, with_install_command
 
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -53,12 +52,12 @@ def mistake(error: BaseException) -> str | None:
         return _of(error)
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: choose a smaller batch size or network ({_of(error)})"
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRA_OF:
+        return with_install_command(_of(error))
     is_refusal = isinstance(error, _REFUSALS) or type(error).__name__ == "MisconfigurationException"
     if not is_refusal or not frames or not _raises(frames[-1]):
         return None
-    if isinstance(error, ImportError):
-        return _with_install_command(_of(error))
-    return _of(error)
+    return with_install_command(_of(error))
 
 
 def raised_in_users_code(error: BaseException | None) -> BaseException | None:
@@ -74,12 +73,6 @@ def _of(error: BaseException) -> str:
         return text
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
-
-
-def _with_install_command(text: str) -> str:
-    extra = re.search(r"lit-papers\[([\w,]+)\]", text)
-    command = install_command(extra[1]) if extra else ""
-    return text if command in text else f"{text.rstrip('.')}; here: {command}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +36,49 @@ def started(words: Sequence[str], cwd: Path, env: Mapping[str, str] | None = Non
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextmanager
+def forked(function: Callable[[], int], output: Path) -> Iterator[int]:
+    """A copy of this process, which has imported everything, that runs a function; yields its number, a group's too.
+
+    Its exit status is what the function returns, or 1 with the traceback in ``output``.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            default_signals()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            target = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            os.dup2(target, 1), os.dup2(target, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            status = function()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+    try:
+        yield child
+    finally:
+        end_group(child)
+        with suppress(ChildProcessError):  # a test that waited for it has its status
+            os.waitpid(child, 0)
+
+
+def status_of(child: int, seconds: float) -> int:
+    """Exit status of a forked process, which must end within so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        assert time.monotonic() < end, f"process {child} still runs"
+        time.sleep(0.05)
 
 
 def end_group(group: int) -> None:

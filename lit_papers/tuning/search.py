@@ -18,6 +18,7 @@ from typing import IO, Any
 import optuna
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -226,7 +227,9 @@ class Search:
         self._heard_of = time.monotonic()
         for running in self.running:
             self._storage.record_heartbeat(running.trial._trial_id)
-        fail_stale_trials(self.study)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self.study)
 
     def _enqueue_grid(self) -> None:
         axes = {key: axis.values for key, axis in self.sweep.space.items() if isinstance(axis, Choice)}

@@ -1,5 +1,6 @@
 """Where studies are kept: any database that Optuna takes."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,15 +32,18 @@ def open_storage(url: str, on_stale: "Callable[[Study, FrozenTrial], None] | Non
         sqlalchemy.exc.SQLAlchemyError: likewise, or the URL is malformed.
         ImportError: the driver of that kind of database is not installed.
     """
+    from optuna.exceptions import ExperimentalWarning
     from optuna.storages import RDBStorage
 
     kind, separator, rest = url.partition("://")
     if separator and kind in _DRIVERS:
         url = f"{kind}+{_DRIVERS[kind]}://{rest}"
-    return RDBStorage(
-        url,
-        engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}} if kind.startswith("sqlite") else None,
-        heartbeat_interval=HEARTBEAT,
-        grace_period=PATIENCE,
-        heartbeat_stale_trial_callback=on_stale,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # so it calls the heartbeat
+        return RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}} if kind.startswith("sqlite") else None,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=PATIENCE,
+            heartbeat_stale_trial_callback=on_stale,
+        )
