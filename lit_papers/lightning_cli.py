@@ -54,7 +54,10 @@ class Parser(LightningArgumentParser):
             except Exception as error:
                 raise ConstructorFailed(error) from None
 
-        super().add_instantiator(make, class_type, subclasses, prepend)
+        with warnings.catch_warnings():
+            # jsonargparse calls it deprecated, and LightningCLI calls it
+            warnings.simplefilter("ignore", DeprecationWarning)
+            super().add_instantiator(make, class_type, subclasses, prepend)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what was wrong and what was probably meant, then exit with status 2."""

@@ -33,7 +33,7 @@ def check_installed(logger: Any) -> None:
     names = [entry.class_path for entry in loggers if isinstance(entry, Namespace)]
     if any(name.endswith("WandbLogger") for name in names) and find_spec("wandb") is None:
         raise WandbUnusableError(
-            "logging to W&B needs a package that is not installed, of lit-papers[wandb]: leave out `--config wandb`, or "
+            "logging to W&B needs the package of lit-papers[wandb]: leave out `--config wandb`, or "
             f"{install_command('wandb')}"
         )
 

@@ -1,5 +1,7 @@
 """Where studies are kept: any database that Optuna takes."""
 
+import re
+import time
 import warnings
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 20  # seconds that SQLite waits for another process; its own 5 are short for a network drive
 HEARTBEAT = 60  # seconds between the signs of life of a running trial
 PATIENCE = 3 * HEARTBEAT  # silent for so long, its machine is taken to be gone
+_TRIES = 5
 _DRIVERS = {"postgresql": "psycopg"}  # the one that the extra brings; SQLAlchemy's default is another
 
 
@@ -32,18 +35,29 @@ def open_storage(url: str, on_stale: "Callable[[Study, FrozenTrial], None] | Non
         sqlalchemy.exc.SQLAlchemyError: likewise, or the URL is malformed.
         ImportError: the driver of that kind of database is not installed.
     """
-    from optuna.exceptions import ExperimentalWarning
+    from optuna.exceptions import ExperimentalWarning, StorageInternalError
     from optuna.storages import RDBStorage
+    from sqlalchemy.exc import SQLAlchemyError
 
     kind, separator, rest = url.partition("://")
     if separator and kind in _DRIVERS:
         url = f"{kind}+{_DRIVERS[kind]}://{rest}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # so it calls the heartbeat
-        return RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}} if kind.startswith("sqlite") else None,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=PATIENCE,
-            heartbeat_stale_trial_callback=on_stale,
-        )
+    options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if kind.startswith("sqlite") else None
+    for attempt in range(_TRIES):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)  # so it calls the heartbeat
+                return RDBStorage(
+                    url,
+                    engine_kwargs=options,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=PATIENCE,
+                    heartbeat_stale_trial_callback=on_stale,
+                )
+        except (SQLAlchemyError, StorageInternalError) as error:
+            # two searches that begin together both make the tables of a new database; the other one is done soon
+            is_made = re.search("already exists|duplicate key|UNIQUE constraint", f"{error} {error.__cause__}")
+            if not is_made or attempt == _TRIES - 1:
+                raise
+            time.sleep(0.5)
+    raise AssertionError("the loop above returns or raises")
