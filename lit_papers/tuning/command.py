@@ -36,12 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         arguments: what follows ``sweep`` on the command line.
 
     Returns:
-        Exit status: 0 where a trial is complete; 1 where none is, or the search gave up; 130 after Ctrl-C, 143 after
-        SIGTERM.
+        Exit status: 0 where a trial is complete; 1 where none is; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         SweepFileError: the file is wrong, or wants what only W&B's servers do.
         ImportError: Optuna is missing.
+        SearchError: the search cannot go on.
         StorageError: the database cannot be used.
     """
     given = sweep_parser().parse_args(arguments)
@@ -97,7 +97,7 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
     from rich.console import Console
     from sqlalchemy.exc import SQLAlchemyError
 
-    from lit_papers.tuning.search import Search, SearchError, resolve
+    from lit_papers.tuning.search import Search, resolve
     from lit_papers.tuning.storage import StorageError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -117,8 +117,6 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
             _print_trials(search, console)
         console.print("Interrupted: finished trials are kept, and the same command goes on.", soft_wrap=True)
         return TERMINATED if isinstance(signal_received, Terminated) else INTERRUPTED
-    except SearchError as error:
-        return _refuse(str(error), 1)
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise StorageError(f"the study's storage {_without_password(storage)} cannot be used: {cause}") from error
@@ -188,7 +186,8 @@ def _report(search: "Search", console: "Console") -> int:
             soft_wrap=True,
         )
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        return _refuse("no trial is complete", 1)
+        print("error: no trial is complete", file=sys.stderr)
+        return 1
 
     from lit_papers.tuning.figures import write_figures  # imports Lightning, which takes seconds
 
@@ -213,8 +212,3 @@ def _without_password(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return "that --storage names"
-
-
-def _refuse(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import FrameType
 from typing import IO, Any
 
 import optuna
@@ -90,8 +93,9 @@ def resolve(sweep: Sweep, values: Mapping[str, Any], folder: Path) -> str:
     Raises:
         SearchError: ``fit`` refuses them, as it does a misspelt key.
     """
-    path = folder / "resolve.json"
-    path.write_text(json.dumps(values))
+    with NamedTemporaryFile("w", dir=folder, prefix="resolve_", suffix=".json", delete=False) as file:
+        json.dump(values, file)  # of a name of its own: other searches may share the folder
+    path = Path(file.name)
     words = [str(path) if word == ARGUMENTS_FILE else word for word in sweep.arguments]
     done = subprocess.run(  # noqa: S603  # the words are the user's own sweep file
         [sys.executable, *sweep.flags, "-m", "lit_papers", *words, "--trainer.logger=null", "--print_config"],
@@ -178,12 +182,15 @@ class Search:
         try:
             while True:
                 for running in [job for job in self.running if job.process.poll() is not None]:
-                    self.running.remove(running)
-                    on_finish(self._finish(running))
+                    with _undisturbed():
+                        self.running.remove(running)
+                        ended = self._finish(running)
+                    on_finish(ended)
                 while len(self.running) < jobs and self._wants_more(trials):
-                    trial = self._claim(trials)
-                    if trial is not None:
-                        self.running.append(self._start(trial, jobs))
+                    with _undisturbed():
+                        trial = self._claim(trials)
+                        if trial is not None:
+                            self.running.append(self._start(trial, jobs))
                 if not self.running:
                     return
                 self._give_a_sign_of_life()
@@ -364,6 +371,28 @@ def counts(trial: FrozenTrial) -> bool:
 
 def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     study.enqueue_trial(trial.params, {ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1})
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait until the block is over: a trial that is begun but not yet noted would be lost."""
+    received: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        handlers = {}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in received:
+            handler = handlers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+            else:
+                os.kill(os.getpid(), number)
 
 
 def _signal_of(status: int) -> signal.Signals | None:

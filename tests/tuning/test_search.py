@@ -165,14 +165,14 @@ def test_a_trial_that_fails_is_noted_and_the_next_one_runs(tmp_path: Path, capfd
 @pytest.mark.usefixtures("play")
 def test_gives_up_where_nothing_succeeds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, ["fails"], parameters={"x": {"values": ["fails"]}, "y": {"values": [1, 2, 3, 4, 5]}})
-    assert main(["sweep", path]) == 1
+    assert main(["sweep", path]) == 2
     assert len(counted(study_of(tmp_path))) - sum(t.state == TrialState.WAITING for t in study_of(tmp_path).trials) == 3
     assert "the first 3 trials all failed; the last: exit status 1: ValueError: no such luck" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("play")
 def test_an_unknown_metric_ends_the_search_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", write(tmp_path, ["other", 1, 2])]) == 1
+    assert main(["sweep", write(tmp_path, ["other", 1, 2])]) == 2
     assert "metric.name: 'score' was never logged; logged were val/loss" in capfd.readouterr().err
     assert len((tmp_path / "started").read_text().splitlines()) == 1
 
@@ -180,7 +180,7 @@ def test_an_unknown_metric_ends_the_search_at_once(tmp_path: Path, capfd: pytest
 @pytest.mark.usefixtures("play")
 def test_another_sweep_file_of_the_same_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", write(tmp_path), "--trials", "1"]) == 0
-    assert main(["sweep", write(tmp_path, metric={"name": "other"}), "--trials", "1"]) == 1
+    assert main(["sweep", write(tmp_path, metric={"name": "other"}), "--trials", "1"]) == 2
     assert "was begun with another sweep file (different: metric)" in capfd.readouterr().err
 
 
