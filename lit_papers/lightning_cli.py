@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,25 +38,43 @@ class ConstructorFailed(BaseException):
         self.error = error
 
 
+class Maker:
+    """An instantiator of the parser that lets what a constructor raises arrive as it is.
+
+    Only while the parser instantiates: what is made later, as an optimizer is, is made by the training.
+    """
+
+    is_instantiating = False
+
+    def __init__(self, instantiator: Callable[..., Any]) -> None:
+        self.__wrapped__ = instantiator  # whose signature the parser reads
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make an object of the class that comes first."""
+        try:
+            return self.__wrapped__(*args, **kwargs)
+        except Exception as error:
+            if not Maker.is_instantiating:
+                raise
+            raise ConstructorFailed(error) from None
+
+
+def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
+    """As the parser does by default."""
+    return class_type(*args, **kwargs)
+
+
 class Parser(LightningArgumentParser):
     """LightningCLI's parser, whose errors are one message and the nearest valid name."""
 
     def add_instantiator(
         self, instantiator: Callable[..., Any], class_type: type, subclasses: bool = True, prepend: bool = False
     ) -> None:
-        """Register how classes are made, so that what a constructor raises arrives as it is."""
-
-        @wraps(instantiator)
-        def make(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return instantiator(*args, **kwargs)
-            except Exception as error:
-                raise ConstructorFailed(error) from None
-
+        """Register how classes are made."""
         with warnings.catch_warnings():
             # jsonargparse calls it deprecated, and LightningCLI calls it
             warnings.simplefilter("ignore", DeprecationWarning)
-            super().add_instantiator(make, class_type, subclasses, prepend)
+            super().add_instantiator(Maker(instantiator), class_type, subclasses, prepend)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what was wrong and what was probably meant, then exit with status 2."""
@@ -206,13 +223,19 @@ class PapersCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer, and start the logging."""
-        self.parser.add_instantiator(lambda class_type, *args, **kwargs: class_type(*args, **kwargs), object)
+        self.parser.add_instantiator(make, object)
+        Maker.is_instantiating = True
         try:
             super().instantiate_classes()
         except ConstructorFailed as failed:
             raise failed.error from failed.error.__cause__
-        except ValueError as error:  # of the parser, about a function that makes an argument
+        except ValueError as error:
+            if "Union subtypes" not in str(error):
+                raise
+            # the parser's, about a function that makes an argument
             self._parser(self.subcommand).error(str(error), error)
+        finally:
+            Maker.is_instantiating = False
         start_runs(self.trainer.loggers)
 
     def after_fit(self) -> None:
