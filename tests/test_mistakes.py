@@ -138,7 +138,7 @@ FUZZ: list[tuple[str, list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("config", "words", "says"), FUZZ, ids=lambda value: " ".join(value)[:60] if value else "")
+@pytest.mark.parametrize(("config", "words", "says"), FUZZ, ids=[" ".join(words)[:60] for _, words, _ in FUZZ])
 def test_a_mistake_is_one_clear_line(
     config: str, words: list[str], says: str, broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
