@@ -45,21 +45,18 @@ def main(target: Path) -> int:
 
 def _page(readme: Path, module: str) -> str:
     """A README as a docstring: its links lead to pages, its pictures to copies beside them."""
-    here = readme.parent
+    to_top = "../" * module.count("/")
 
     def link(found: re.Match[str]) -> str:
-        target, _, _anchor = found[2].partition("#")
-        if "://" in target or not target:
+        path = (readme.parent / found[2].partition("#")[0]).resolve()
+        if not path.is_file():  # an address, or code that looks like a link
             return found[0]
-        path = (here / target).resolve().relative_to(ROOT)
-        depth = module.count("/")
-        if path.name == "README.md" and path.parent.parent.name == "lit_papers":
-            return f"{found[1]}({'../' * depth}{'' if depth else 'lit_papers/'}{path.parent.name}.html)".replace(
-                "../", "" if depth == 1 else "../"
-            )
-        if path.suffix == ".png":
-            return f"{found[1]}({'../' * depth}{path.as_posix()})"
-        return f"{found[1].lstrip('!')[1:-1]} (`{path.as_posix()}`)"  # a file that has no page
+        name = path.relative_to(ROOT).as_posix()
+        if paper := re.fullmatch(r"(lit_papers/\w+)/README.md", name):
+            return f"{found[1]}({to_top}{paper[1]}.html)"
+        if name.endswith(".png"):
+            return f"{found[1]}({to_top}{name})"
+        return found[1][1:-1]  # a file that has no page
 
     return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", link, readme.read_text(encoding="utf-8"))
 
