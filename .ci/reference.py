@@ -4,27 +4,28 @@ Each paper's README is the page of its package. Any warning, and any link or pic
 """
 
 import importlib
+import pkgutil
 import re
 import shutil
 import sys
+import typing
 import warnings
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urldefrag
 
 import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
+OTHERS = ("lightning.pytorch", "torch_geometric", "optuna", "matplotlib.figure", "torchvision", "cvxpy", "sklearn")
 PAPERS = sorted(path.parent.name for path in (ROOT / "lit_papers").glob("*/README.md"))
 
 
 def main(target: Path) -> int:
     """Write the pages; the exit status is 1 where a link is broken."""
-    warnings.simplefilter("error")
-    for name in ("lightning.pytorch", "torch_geometric", "optuna", "wandb", "torchvision"):
-        with warnings.catch_warnings():  # what others warn of when they are imported is not ours
-            warnings.simplefilter("ignore")
-            importlib.import_module(name)
     package = importlib.import_module("lit_papers")
+    _import_everything(package)
+    warnings.simplefilter("error")  # from here on: what others warn of when they are imported is not ours
     package.__doc__ = _page(ROOT / "README.md", "lit_papers")
     for paper in PAPERS:
         module = importlib.import_module(f"lit_papers.{paper}")
@@ -41,6 +42,17 @@ def main(target: Path) -> int:
     broken = sorted(_broken_links(target))
     print("\n".join(broken) or f"{len(list(target.rglob('*.html')))} pages in {target}")
     return 1 if broken else 0
+
+
+def _import_everything(package: ModuleType) -> None:
+    """Import all modules with what they import for type checkers only, so that every annotation has a meaning."""
+    for name in OTHERS:
+        importlib.import_module(name)  # as they are: their own blocks for type checkers are not meant to run
+    typing.TYPE_CHECKING = True
+    for module in pkgutil.walk_packages(package.__path__, "lit_papers."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    typing.TYPE_CHECKING = False
 
 
 def _page(readme: Path, module: str) -> str:
