@@ -3,12 +3,12 @@
 Each paper's README is the page of its package. Any warning, and any link or picture that leads nowhere, is a failure.
 """
 
+import ast
 import importlib
 import pkgutil
 import re
 import shutil
 import sys
-import typing
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,6 @@ from urllib.parse import unquote, urldefrag
 import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHERS = ("lightning.pytorch", "torch_geometric", "optuna", "matplotlib.figure", "torchvision", "cvxpy", "sklearn")
 PAPERS = sorted(path.parent.name for path in (ROOT / "lit_papers").glob("*/README.md"))
 
 
@@ -45,14 +44,13 @@ def main(target: Path) -> int:
 
 
 def _import_everything(package: ModuleType) -> None:
-    """Import all modules with what they import for type checkers only, so that every annotation has a meaning."""
-    for name in OTHERS:
-        importlib.import_module(name)  # as they are: their own blocks for type checkers are not meant to run
-    typing.TYPE_CHECKING = True
-    for module in pkgutil.walk_packages(package.__path__, "lit_papers."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    typing.TYPE_CHECKING = False
+    """Import all modules, then what they import for type checkers only, so that every annotation has a meaning."""
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, "lit_papers.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    for module in modules:
+        for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                exec(compile(ast.Module(node.body, []), str(module.__file__), "exec"), module.__dict__)  # noqa: S102
 
 
 def _page(readme: Path, module: str) -> str:
