@@ -1,13 +1,15 @@
 """A tree of files, in a folder or in a .zip: what names are in it, and the bytes behind a name."""
 
+import errno
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_papers.datamodules.images import CorruptDataError
-from lit_papers.locations import MissingDataError
+from lit_papers.locations import MissingDataError, exists
 
 
 class FileTree:
@@ -23,11 +25,12 @@ class FileTree:
     Raises:
         MissingDataError: ``root`` does not exist.
         CorruptDataError: ``root`` is a file, but no intact .zip.
+        PermissionError: ``root`` may not be read.
     """
 
     def __init__(self, root: str | Path, layout: str = "train/<class>/<image> or <class>/<image>") -> None:
         self.root = Path(root).expanduser()
-        if not self.root.exists():
+        if not exists(self.root):
             raise MissingDataError(
                 f"there is nothing at {self.root}: point `root` (--data.root=PATH) at a folder or .zip "
                 f"with {layout} in it"
@@ -38,26 +41,28 @@ class FileTree:
             self._opened()
 
     def names(self) -> list[str]:
-        """All files and, with a trailing slash, all folders, sorted; hidden ones are left out."""
+        """All files and, with a trailing slash, all folders, sorted; hidden ones are left out.
+
+        Links are followed.
+
+        Raises:
+            PermissionError: a folder or file may not be read, so that it would be missing from the data.
+            ValueError: a link leads back to a folder around it, so that its files would be there again and again.
+        """
         if self.root.is_file():
             found = set(self._opened().namelist())
             for name in tuple(found):  # a .zip need not list its folders
                 parts = name.split("/")
                 found.update("/".join(parts[:i]) + "/" for i in range(1, len(parts)))
         else:
-            found = set()
-            for folder, subfolders, files in os.walk(self.root, followlinks=True):
-                here = Path(folder).relative_to(self.root).as_posix() + "/"
-                here = "" if here == "./" else here
-                found.update(here + name + "/" for name in subfolders)
-                found.update(here + name for name in files)
+            found = set(_names_below(self.root, "", ()))
         return sorted(name for name in found if not _hidden(name))
 
     def read(self, name: str) -> bytes:
         """The content of one file.
 
         Raises:
-            CorruptDataError: it cannot be unpacked.
+            CorruptDataError: it cannot be unpacked, or wants a password.
             FileNotFoundError: it has gone since.
         """
         if not self.root.is_file():
@@ -66,6 +71,8 @@ class FileTree:
             return self._opened().read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise CorruptDataError(f"{self.describe(name)} is damaged: {error}") from error
+        except (RuntimeError, NotImplementedError) as error:  # what zipfile raises of encryption, and of its own limits
+            raise CorruptDataError(f"{self.describe(name)} cannot be unpacked: {error}") from error
 
     def describe(self, name: str) -> str:
         """What to call a file in an error."""
@@ -85,6 +92,32 @@ class FileTree:
                 ) from error
             self._zip_process = os.getpid()
         return self._zip
+
+
+def _names_below(folder: Path, prefix: str, around: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Names of what is in a folder; ``around`` are the folders it lies in, by device and inode."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in around:
+        raise ValueError(
+            f"{folder} is a link to a folder that it lies in, so that its files would never end: remove it"
+        )
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"the folder may not be read, give yourself access: {folder}") from error
+    for entry in entries:
+        if _hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield f"{prefix}{entry.name}/"
+            yield from _names_below(folder / entry.name, f"{prefix}{entry.name}/", (*around, identity))
+        elif os.access(entry.path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            yield prefix + entry.name
+        elif entry.is_symlink() and not entry.is_file():
+            raise ValueError(f"{entry.path} is a link to nothing: remove it, or bring back what it leads to")
+        else:
+            raise PermissionError(errno.EACCES, f"the file may not be read, give yourself access: {entry.path}")
 
 
 def _hidden(name: str) -> bool:

@@ -4,12 +4,15 @@ Free of torch, so that ``python -m lit_papers list`` answers at once.
 """
 
 import difflib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_papers.extras import is_installed
 from lit_papers.locations import SHORT_NAMES
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -29,6 +32,7 @@ class ShippedConfig:
         data_class: import path of the data module, or the name of the one that a stream reads; None where the model
             brings its data.
         data_root: the ``root`` the file gives to the data module, if any.
+        needs: the optional packages that a run imports, by the extra that brings them.
     """
 
     name: str
@@ -38,6 +42,11 @@ class ShippedConfig:
     time: str
     data_class: str | None
     data_root: str | None
+    needs: Mapping[str, tuple[str, ...]]
+
+    def missing_extras(self) -> list[str]:
+        """The extras of which a needed package is not installed."""
+        return [extra for extra, modules in self.needs.items() if not all(map(is_installed, modules))]
 
 
 def config_names() -> list[str]:
@@ -82,6 +91,9 @@ def near_names(name: str) -> list[str]:
 def describe(name: str) -> ShippedConfig:
     """Read the header comments and the data section of one shipped configuration.
 
+    Beside the three of every file there may be ``# needs: convex (cvxpy, scipy); data (sklearn)``: extras, and in
+    brackets the packages of theirs that a run imports.
+
     Raises:
         ValueError: the file lacks one of the header comments ``# paper:``, ``# shows:`` and ``# time:``.
     """
@@ -105,4 +117,8 @@ def describe(name: str) -> ShippedConfig:
         **{key: header[key] for key in _HEADER_KEYS},
         data_class=SHORT_NAMES.get(str(options.get("dataset")), data.get("class_path")),
         data_root=options.get("root"),
+        needs={
+            extra: tuple(modules.replace(",", " ").split())
+            for extra, modules in re.findall(r"(\w+) \(([\w, ]+)\)", header.get("needs", ""))
+        },
     )

@@ -1,17 +1,22 @@
 """The front door of ``python -m lit_papers``: help, version, list, and config names, all without torch.
 
 Importing Lightning takes seconds; whatever can be answered or refused without it is answered here. The rest goes
-to `lit_papers.lightning_cli`.
+to `lit_papers.lightning_cli`. Whatever ends in an error, of any command, goes by `lit_papers.mistakes`.
 """
 
 import difflib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lit_papers
 from lit_papers import catalog
+from lit_papers.extras import install_command
+from lit_papers.mistakes import INTERRUPTED, MISTAKE, mistake
+from lit_papers.yaml_files import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -53,12 +58,35 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence["Callback"]
         callbacks: of the run, beside those of its configuration, which does not record them.
 
     Returns:
-        Exit status: 0 for success, 1 where the data are missing, 2 for a wrong command line.
+        Exit status: 0 for success; 2 for what the user can mend, told in one line; 130 after Ctrl-C and 143 after
+        SIGTERM; 1 where a sweep has no complete trial.
+
+    Raises:
+        Exception: a bug, here or in the user's own code. ``python -X dev`` shows the traceback of a mistake too.
     """
+    try:
+        return _run(arguments, callbacks)
+    except KeyboardInterrupt:  # before there is a Trainer that would end tidily
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `... | head`: whoever read us has gone, and the interpreter must not write to it either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return MISTAKE
+    except Exception as error:
+        line = mistake(error)
+        if line is None:
+            raise
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        print(f"error: {line}", file=sys.stderr)
+        return MISTAKE
+
+
+def _run(arguments: Sequence[str] | None, callbacks: Sequence["Callback"]) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_HELP, end="")
-        return 0 if given else 2
+        return 0 if given else MISTAKE
     if given[0] == "--version":
         print(f"lit-papers {lit_papers.__version__}")
         return 0
@@ -77,10 +105,7 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence["Callback"]
         near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "sweep", "expressiveness"], n=1)
         return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
-    try:
-        resolved, names = _resolve_config_names(given)
-    except LookupError as error:
-        return _refuse(str(error.args[0]))
+    resolved, names = _resolve_config_names(given)
     if arguments is None:
         sys.argv[1:] = resolved  # the processes that a strategy starts read it again
 
@@ -92,7 +117,7 @@ def main(arguments: Sequence[str] | None = None, callbacks: Sequence["Callback"]
 
 def _refuse(message: str) -> int:
     print(f"{_USAGE}\nerror: {message}", file=sys.stderr)
-    return 2
+    return MISTAKE
 
 
 def _resolve_config_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -102,7 +127,9 @@ def _resolve_config_names(arguments: Sequence[str]) -> tuple[list[str], list[str
         The new arguments, and a name for each ``--config`` in them: what a run of it is called.
 
     Raises:
-        LookupError: a value is neither a file, nor inline YAML, nor the name of a shipped configuration.
+        ValueError: a value is neither a file, nor inline YAML, nor the name of a shipped configuration.
+        YamlError: a file is no YAML, or has a key twice.
+        OSError: a file cannot be read.
     """
     resolved: list[str] = []
     names: list[str] = []
@@ -127,21 +154,24 @@ def _resolve_config_names(arguments: Sequence[str]) -> tuple[list[str], list[str
 
 
 def _config_path(value: str) -> tuple[str, str | None]:
-    try:
-        if Path(value).is_file():
-            return value, Path(value).stem
-        shipped = catalog.find_config(value)
-    except OSError:  # too long for the name of a file, as inline YAML may well be
-        shipped = None
+    if "{" in value or "\n" in value:  # inline JSON or YAML, which the parser reads itself
+        parse_yaml(value, "--config")
+        return value, None
+    path = Path(value)
+    if path.is_file():
+        if not isinstance(read_yaml(path), dict):
+            raise ValueError(f"--config {value}: a configuration is a mapping such as `trainer: {{max_epochs: 5}}`")
+        return value, path.stem
+    shipped = catalog.find_config(value)
     if shipped is not None:
         return str(shipped), value
-    if "{" in value or "\n" in value:  # inline JSON or YAML, which the parser reads itself
-        return value, None
+    if path.is_dir():
+        raise ValueError(f"--config {value}: this is a folder; name the file in it, such as {path / 'config.yaml'}")
     near = catalog.near_names(value)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped: {', '.join(catalog.config_names())}."
-    raise LookupError(
-        f"--config {value}: no such file, and no shipped configuration of that name; {hint} "
-        "`python -m lit_papers list` shows them all."
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"--config {value}: no such file, and no shipped configuration of that name; {hint}"
+        "`python -m lit_papers list` shows them all"
     )
 
 
@@ -155,6 +185,7 @@ def _list(arguments: Sequence[str]) -> int:
 
     table = Table("config", "shows", "data", "here?", "time", title="python -m lit_papers fit --config <config>")
     paper = None
+    lacking: set[str] = set()
     for name in catalog.config_names():
         config = catalog.describe(name)
         if config.paper != paper:
@@ -162,9 +193,17 @@ def _list(arguments: Sequence[str]) -> int:
             table.add_section()
             table.add_row(f"[bold]{name.split('/')[0]}", f"[bold]{paper}")
         data = (config.data_class or "none needed").rsplit(".", 1)[-1]
-        present = {True: "yes", False: "no", None: "?"}[is_present(data, config.data_root)]
+        needs = config.missing_extras()
+        lacking.update(needs)
+        if needs:
+            present = f"needs \\[{', '.join(needs)}]"
+        else:
+            present = {True: "yes", False: "no", None: "?"}[is_present(data, config.data_root)]
         table.add_row(name, config.shows, data, present, config.time)
     # a pipe has no width: let no name be cut there
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)
+    if lacking:
+        extras = ",".join(sorted(lacking))
+        console.print(f"packages are missing: {install_command(extras)}", soft_wrap=True, highlight=False, markup=False)
     return 0

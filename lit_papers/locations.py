@@ -36,7 +36,26 @@ class Layout:
     def lacks(self, folder: Path) -> list[str]:
         """The files that are not in ``folder``."""
         endings = ("", ".gz") if self.gzipped else ("",)
-        return [name for name in self.files if not any((folder / (name + end)).is_file() for end in endings)]
+        return [name for name in self.files if not any(_is_file(folder / (name + end)) for end in endings)]
+
+
+def _is_file(path: Path) -> bool:
+    return exists(path) and path.is_file()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path.
+
+    Raises:
+        PermissionError: a folder on the way may not be looked into; newer Pythons call that "no".
+    """
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise PermissionError(error.errno, f"cannot look for {path}, as a folder on the way may not be read") from error
+    except (OSError, ValueError):  # not there, a name too long, a loop of links
+        return False
+    return True
 
 
 _IDX_FILES = (
@@ -125,9 +144,9 @@ def find_tree(name: str, root: str | Path | None = None) -> Path:
         if place is None:
             continue
         for below in tree.names:
-            if (place / below).exists():
+            if exists(place / below):
                 return place / below
-        if root and place == own_place(root) and place.exists():
+        if root and place == own_place(root) and exists(place):
             return place
     looked = " and ".join(str(place) for place in dict.fromkeys((own_place(root), own_place())) if place)
     raise MissingDataError(
@@ -213,7 +232,7 @@ def is_present(name: str, root: str | Path | None = None) -> bool | None:
     if name == "Digits":
         return find_spec("sklearn") is not None
     if name == "GraphPairs":
-        return root is None or Path(str(root)).expanduser().exists()
+        return root is None or _may_exist(root)
     if name == "GaussianRegression":
         return True  # drawn
     if name == "BreastCancer":
@@ -221,14 +240,21 @@ def is_present(name: str, root: str | Path | None = None) -> bool | None:
     if name == "Adult":
         return find_spec("shapiq") is not None
     if name in ("ImageFolder", "TinyImageNet"):
-        return bool(root) and Path(str(root)).expanduser().exists()
+        return bool(root) and _may_exist(root)
     if name not in LAYOUTS and name not in TREES:
         return None
     try:
         find_data(name, root) if name in LAYOUTS else find_tree(name, root)
-    except MissingDataError:
+    except (MissingDataError, PermissionError):
         return False
     return True
+
+
+def _may_exist(root: str | Path | None) -> bool:
+    try:
+        return exists(Path(str(root)).expanduser())
+    except PermissionError:
+        return False
 
 
 def _what_helps(name: str, looked_at: list[str]) -> str:

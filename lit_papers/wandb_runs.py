@@ -13,6 +13,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from lit_papers.extras import install_command
+
 
 class WandbUnusableError(RuntimeError):
     """A run asked for W&B, which is not installed or refuses the login; the message says what to do."""
@@ -31,8 +33,8 @@ def check_installed(logger: Any) -> None:
     names = [entry.class_path for entry in loggers if isinstance(entry, Namespace)]
     if any(name.endswith("WandbLogger") for name in names) and find_spec("wandb") is None:
         raise WandbUnusableError(
-            "logging to W&B needs a package that is not installed: pip install 'lit-papers[wandb]' (or leave out "
-            "`--config wandb`)"
+            "logging to W&B needs the package of lit-papers[wandb]: leave out `--config wandb`, or "
+            f"{install_command('wandb')}"
         )
 
 

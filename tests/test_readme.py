@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lit_papers
 from lit_papers.cli import main
 from lit_papers.tuning.command import sweep_parser
 from lit_papers.tuning.sweep_file import find_sweep, read_sweep
@@ -46,11 +47,33 @@ def test_python_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ci_runs_the_test_command() -> None:
-    command = next(line for line in SHELL if line.endswith("pytest"))
+    command = next(line for line in SHELL if " && pytest" in line)
     install, test = command.split(" && ")
     ci = (ROOT / ".ci/run").read_text()
-    assert test in ci.splitlines()
+    assert test in [line.strip() for line in ci.splitlines()]
     assert install.removeprefix("pip install ") in ci
+
+
+def test_the_slurm_recipe_starts_searches_of_one_study() -> None:
+    block = next(block for language, block in BLOCKS if language == "bash" and "#SBATCH" in block)
+    shebang, options, command = block.splitlines()
+    assert shebang == "#!/bin/bash"
+    assert all(re.fullmatch(r"--[a-z-]+=[\w:]+", word) for word in options.split()[1:])
+    launcher, _, arguments = command.partition(" python -m lit_papers sweep ")
+    given = sweep_parser().parse_args(shlex.split(arguments))
+    assert launcher == "srun"
+    assert given.trials
+    assert given.storage.startswith("postgresql://")
+    read_sweep(find_sweep(given.sweep))
+
+
+def test_every_paper_is_cited() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    addresses = {entry["url"] for entry in citation["references"]}
+    for readme in (ROOT / "lit_papers").glob("*/README.md"):
+        assert re.search(r"https://arxiv.org/abs/[\d.]+", readme.read_text())[0] in addresses, readme
+    assert len(addresses) == 7
+    assert citation["version"] == lit_papers.__version__
 
 
 def test_sweeps_are_there() -> None:

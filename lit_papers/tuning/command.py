@@ -2,12 +2,18 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
+from lit_papers.extras import install_command
+from lit_papers.mistakes import INTERRUPTED, TERMINATED
 from lit_papers.tuning.sweep_file import Sweep, SweepFileError, find_sweep, read_sweep
 
 if TYPE_CHECKING:
@@ -17,7 +23,10 @@ if TYPE_CHECKING:
     from lit_papers.tuning.search import Search
 
 FOLDER = Path("runs") / "sweeps"
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends: as tidy an end as Ctrl-C."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,17 +36,19 @@ def main(arguments: Sequence[str]) -> int:
         arguments: what follows ``sweep`` on the command line.
 
     Returns:
-        Exit status: 0 where a trial is complete; 1 where none is, or the search could not go on; 2 for a wrong
-        command line or sweep file; 130 after Ctrl-C.
+        Exit status: 0 where a trial is complete; 1 where none is; 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        SweepFileError: the file is wrong, or wants what only W&B's servers do.
+        ImportError: Optuna is missing.
+        SearchError: the search cannot go on.
+        StorageError: the database cannot be used.
     """
     given = sweep_parser().parse_args(arguments)
-    try:
-        sweep = read_sweep(find_sweep(given.sweep))
-        trials = _number_of_trials(sweep, given.trials)
-    except SweepFileError as error:
-        return _refuse(str(error), 2)
+    sweep = read_sweep(find_sweep(given.sweep))
+    trials = _number_of_trials(sweep, given.trials)
     if find_spec("optuna") is None:
-        return _refuse("a sweep on this machine needs Optuna: pip install 'lit-papers[sweep]'", 1)
+        raise ImportError(f"a sweep on this machine needs Optuna, of lit-papers[sweep]: {install_command('sweep')}")
     return _search(sweep, trials, given.jobs, given.storage)
 
 
@@ -63,9 +74,12 @@ def sweep_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
     return number
 
 
@@ -83,7 +97,8 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
     from rich.console import Console
     from sqlalchemy.exc import SQLAlchemyError
 
-    from lit_papers.tuning.search import Search, SearchError, resolve
+    from lit_papers.tuning.search import Search, resolve
+    from lit_papers.tuning.storage import StorageError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = FOLDER / sweep.name
@@ -92,23 +107,38 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     search = None
     try:
-        resolve(sweep, sweep.an_example(), folder)  # a misspelt key is found before any trial begins
-        search = Search(sweep, folder, storage)
-        _run(search, trials, jobs, console)
-        return _report(search, console)
-    except KeyboardInterrupt:
+        with _sigterm_interrupts():
+            resolve(sweep, sweep.an_example(), folder)  # a misspelt key is found before any trial begins
+            search = Search(sweep, folder, storage)
+            _run(search, trials, jobs, console)
+            return _report(search, console)
+    except KeyboardInterrupt as signal_received:
         if search is not None:
             _print_trials(search, console)
         console.print("Interrupted: finished trials are kept, and the same command goes on.", soft_wrap=True)
-        return INTERRUPTED
-    except SearchError as error:
-        return _refuse(str(error), 1)
+        return TERMINATED if isinstance(signal_received, Terminated) else INTERRUPTED
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
-        return _refuse(f"the study's storage {_without_password(storage)} cannot be used: {cause}", 1)
+        raise StorageError(f"the study's storage {_without_password(storage)} cannot be used: {cause}") from error
     finally:
         if search is not None:
             search.close()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave orphans
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(search: "Search", trials: int, jobs: int, console: "Console") -> None:
@@ -133,10 +163,10 @@ def _run(search: "Search", trials: int, jobs: int, console: "Console") -> None:
 
 
 def _print_trials(search: "Search", console: "Console") -> None:
-    from lit_papers.tuning.results import counts, table
+    from lit_papers.tuning.results import summary, table
 
     console.print(table(search.study, search.sweep))
-    console.print(counts(search.study), soft_wrap=True)
+    console.print(summary(search.study), soft_wrap=True)
 
 
 def _report(search: "Search", console: "Console") -> int:
@@ -156,7 +186,8 @@ def _report(search: "Search", console: "Console") -> int:
             soft_wrap=True,
         )
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        return _refuse("no trial is complete", 1)
+        print("error: no trial is complete", file=sys.stderr)
+        return 1
 
     from lit_papers.tuning.figures import write_figures  # imports Lightning, which takes seconds
 
@@ -181,8 +212,3 @@ def _without_password(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return "that --storage names"
-
-
-def _refuse(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

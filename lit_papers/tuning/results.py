@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from lit_papers.tuning.search import INTERRUPTED, REASON
+from lit_papers.tuning.search import KILLED, REASON, counts
 from lit_papers.tuning.sweep_file import Sweep
 
 _SHOWN = 15
@@ -18,11 +18,11 @@ def ended(study: Study) -> list[FrozenTrial]:
     """Trials that ran to their end, or failed; best first, then pruned ones, then failed ones."""
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
     order = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state in order and not t.user_attrs.get(INTERRUPTED)]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state in order and counts(trial)]
     return sorted(trials, key=lambda t: (order.index(t.state), sign * t.value if t.value is not None else t.number))
 
 
-def counts(study: Study) -> str:
+def summary(study: Study) -> str:
     """How many trials ended in which way."""
     states = [trial.state for trial in ended(study)]
     return (
@@ -57,7 +57,9 @@ def describe(trial: FrozenTrial, sweep: Sweep) -> str:
     outcome = {
         TrialState.COMPLETE: f"{sweep.metric} {trial.value:.4g}" if trial.value is not None else "",
         TrialState.PRUNED: "stopped early",
-        TrialState.FAIL: f"failed, {trial.user_attrs.get(REASON)}",
+        TrialState.FAIL: f"failed, {trial.user_attrs.get(REASON)}"
+        if counts(trial)
+        else f"interrupted by {trial.user_attrs.get(KILLED)}, to be run again",
     }[trial.state]
     return f"trial {trial.number}: {outcome} ({params})"
 

@@ -6,25 +6,32 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import FrameType
 from typing import IO, Any
 
 import optuna
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_papers.tuning.storage import open_storage
+from lit_papers.mistakes import INTERRUPTED, TERMINATED
+from lit_papers.tuning.storage import HEARTBEAT, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
 from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment
 
 # user attributes, beside those of lit_papers.tuning.trial
-SWEEP, LOCK, INTERRUPTED, REASON = "sweep", "lock", "interrupted", "reason"
+SWEEP, LOCK, REASON, ATTEMPT, KILLED = "sweep", "lock", "reason", "attempt", "killed"
 SAMPLERS: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
     # unseeded: a seed would draw the same values again after a restart, and on every machine of a shared study
     "bayes": lambda: optuna.samplers.TPESampler(constant_liar=True),
@@ -33,6 +40,7 @@ SAMPLERS: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
 }
 _INITIAL_FAILURES = 3  # W&B's agent gives up after as many
 _PATIENCE = 5.0  # seconds that a trial has to end by itself when it is interrupted
+_ATTEMPTS = 3  # of a trial that somebody kills: what runs out of memory each time must not be tried for ever
 
 
 class SearchError(RuntimeError):
@@ -85,13 +93,15 @@ def resolve(sweep: Sweep, values: Mapping[str, Any], folder: Path) -> str:
     Raises:
         SearchError: ``fit`` refuses them, as it does a misspelt key.
     """
-    path = folder / "resolve.json"
-    path.write_text(json.dumps(values))
+    with NamedTemporaryFile("w", dir=folder, prefix="resolve_", suffix=".json", delete=False) as file:
+        json.dump(values, file)  # of a name of its own: other searches may share the folder
+    path = Path(file.name)
     words = [str(path) if word == ARGUMENTS_FILE else word for word in sweep.arguments]
     done = subprocess.run(  # noqa: S603  # the words are the user's own sweep file
-        [sys.executable, "-m", "lit_papers", *words, "--trainer.logger=null", "--print_config"],
+        [sys.executable, *sweep.flags, "-m", "lit_papers", *words, "--trainer.logger=null", "--print_config"],
         capture_output=True,
         text=True,
+        env={**os.environ, **sweep.environment},
     )
     path.unlink()
     if done.returncode:
@@ -115,15 +125,17 @@ class Search:
         self.sweep = sweep
         self.folder = folder
         self.storage = storage
+        self._storage = open_storage(storage, on_stale=_enqueue_again)
         self.study = optuna.create_study(
             study_name=sweep.name,
-            storage=open_storage(storage),
+            storage=self._storage,
             direction="maximize" if sweep.maximize else "minimize",
             sampler=SAMPLERS[sweep.method](),
             load_if_exists=True,
         )
         self.distributions = distributions(sweep.space)
         self.running: list[Running] = []
+        self._heard_of = time.monotonic()
         self._check_same_sweep()
         # Held as long as this process lives, so that another can tell whether a trial of ours is still being run.
         self._lock = FileLock(folder / f"worker_{os.getpid()}_{time.time_ns()}.lock")
@@ -135,7 +147,11 @@ class Search:
             "method": sweep.method,
             "metric": [sweep.metric, sweep.maximize],
             "parameters": {key: str(axis) for key, axis in sorted(sweep.space.items())} | {"fixed": dict(sweep.fixed)},
-            "command": list(sweep.arguments),
+            "command": [
+                *(f"{key}={value}" for key, value in sweep.environment.items()),
+                *sweep.flags,
+                *sweep.arguments,
+            ],
         }
         ours = json.loads(json.dumps(ours))
         theirs = self.study.user_attrs.get(SWEEP)
@@ -166,12 +182,18 @@ class Search:
         try:
             while True:
                 for running in [job for job in self.running if job.process.poll() is not None]:
-                    self.running.remove(running)
-                    on_finish(self._finish(running))
+                    with _undisturbed():
+                        self.running.remove(running)
+                        ended = self._finish(running)
+                    on_finish(ended)
                 while len(self.running) < jobs and self._wants_more(trials):
-                    self.running.append(self._start(jobs))
+                    with _undisturbed():
+                        trial = self._claim(trials)
+                        if trial is not None:
+                            self.running.append(self._start(trial, jobs))
                 if not self.running:
                     return
+                self._give_a_sign_of_life()
                 time.sleep(0.1)
         finally:
             self._interrupt()
@@ -202,9 +224,19 @@ class Search:
             path.unlink(missing_ok=True)
 
     def _requeue(self, trial: FrozenTrial) -> None:
-        self.study.enqueue_trial(trial.params)  # first, so that being killed here loses nothing
-        Trial(self.study, trial._trial_id).set_user_attr(INTERRUPTED, True)
+        _enqueue_again(self.study, trial)  # first, so that being killed here loses nothing
         self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _give_a_sign_of_life(self) -> None:
+        """Tell the storage that our trials are being run, and take back those of machines that no longer do so."""
+        if time.monotonic() - self._heard_of < HEARTBEAT / 2:
+            return
+        self._heard_of = time.monotonic()
+        for running in self.running:
+            self._storage.record_heartbeat(running.trial._trial_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self.study)
 
     def _enqueue_grid(self) -> None:
         axes = {key: axis.values for key, axis in self.sweep.space.items() if isinstance(axis, Choice)}
@@ -213,13 +245,29 @@ class Search:
             self.study.enqueue_trial(params, skip_if_exists=True)
 
     def _wants_more(self, trials: int) -> bool:
-        known = [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get(INTERRUPTED)]
+        known = [trial for trial in self.study.get_trials(deepcopy=False) if counts(trial)]
         waiting = sum(trial.state == TrialState.WAITING for trial in known)
         return len(known) - waiting < trials and (waiting > 0 or self.sweep.method != "grid")
 
-    def _start(self, jobs: int) -> Running:
-        trial = self.study.ask(self.distributions)
+    def _claim(self, trials: int) -> Trial | None:
+        """Take the next trial; None if another search took the last one at the same moment.
+
+        Their numbers decide, which the storage gives out one by one: who finds enough before its own gives it back.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # we record it ourselves
+            trial = self.study.ask(self.distributions)
+        before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number and counts(t)]
+        begun = [t for t in before if t.state != TrialState.WAITING]
+        is_twice = self.sweep.method == "grid" and any(t.params == trial.params for t in before)
+        if len(begun) >= trials or is_twice:  # two searches that begin together both enqueue the grid
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            return None
+        self._storage.record_heartbeat(trial._trial_id)
         trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))
+        return trial
+
+    def _start(self, trial: Trial, jobs: int) -> Running:
         name = f"trial_{trial.number:03d}"
         values = self.folder / f"{name}.json"
         values.write_text(json.dumps(values_of(self.sweep, trial.params)))
@@ -232,13 +280,13 @@ class Search:
         assignment = Assignment(
             self.storage, self.sweep.name, trial._trial_id, self.sweep.metric, self.sweep.min_iter, self.sweep.eta
         )
-        environment = {**os.environ, **assignment.to_environment()}
+        environment = {**os.environ, **self.sweep.environment, **assignment.to_environment()}
         if jobs > 1:  # each with all cores would be slower than one after the other
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(  # noqa: S603  # the words are the user's own sweep file
-                [sys.executable, "-m", "lit_papers.tuning.trial", *words],
+                [sys.executable, *self.sweep.flags, "-m", "lit_papers.tuning.trial", *words],
                 stdin=subprocess.PIPE,  # its end tells the trial that we are gone
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -248,35 +296,43 @@ class Search:
         return Running(trial, process, log)
 
     def _finish(self, running: Running) -> FrozenTrial:
+        """Tell the study how a trial ended; one that somebody killed is queued again."""
         _end_group(running.process, signal.SIGKILL)  # what it may have left behind
         _close(running.process.stdin)
-        number = running.trial.number
-        attributes = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number).user_attrs
+        frozen = self._frozen(running.trial)
+        attributes, status = frozen.user_attrs, running.process.returncode
         value = attributes.get(VALUE)
-        if running.process.returncode != 0:
-            reason = f"exit status {running.process.returncode}: {_last_line(running.log)} (all of it: {running.log})"
+        killed_by = _signal_of(status)
+        attempt = attributes.get(ATTEMPT, 1)
+        if killed_by is not None and attempt < _ATTEMPTS:
+            running.trial.set_user_attr(KILLED, killed_by.name)
+            self._requeue(frozen)
+            return self._frozen(running.trial)
+        if killed_by is not None:
+            reason = f"interrupted by {killed_by.name}, {attempt} times (what it printed: {running.log})"
+        elif status != 0:
+            reason = f"exit status {status}: {_last_line(running.log)} (all of it: {running.log})"
         elif value is None:
             logged = ", ".join(attributes.get(LOGGED, [])) or "nothing"
             reason = f"metric.name: {self.sweep.metric!r} was never logged; logged were {logged}"
         elif not math.isfinite(value):
             reason = f"{self.sweep.metric} ended as {value}"
+        elif attributes.get(PRUNED):
+            return self.study.tell(frozen.number, state=TrialState.PRUNED)
         else:
-            if attributes.get(PRUNED):
-                return self.study.tell(number, state=TrialState.PRUNED)
-            return self.study.tell(number, value)
+            return self.study.tell(frozen.number, value)
         running.trial.set_user_attr(REASON, reason)
-        failed = self.study.tell(number, state=TrialState.FAIL)
-        self._check_hope(reason if value is None and LOGGED in attributes else None)
+        failed = self.study.tell(frozen.number, state=TrialState.FAIL)
+        self._check_hope(reason if value is None and LOGGED in attributes and status == 0 else None)
         return failed
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
 
     def _check_hope(self, unknown_metric: str | None) -> None:
         if unknown_metric:
             raise SearchError(unknown_metric)
-        ended = [
-            t
-            for t in self.study.get_trials(deepcopy=False)
-            if t.state.is_finished() and INTERRUPTED not in t.user_attrs
-        ]
+        ended = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and counts(t)]
         failed = [t for t in ended if t.state == TrialState.FAIL]
         if len(failed) == len(ended) >= _INITIAL_FAILURES:
             raise SearchError(f"the first {len(failed)} trials all failed; the last: {failed[-1].user_attrs[REASON]}")
@@ -303,6 +359,47 @@ class Search:
                     self._requeue(frozen)
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of those asked for.
+
+    It is not if it failed without a reason: it was interrupted, and is queued again as another trial, or given back.
+    """
+    return trial.state != TrialState.FAIL or REASON in trial.user_attrs
+
+
+def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    study.enqueue_trial(trial.params, {ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1})
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait until the block is over: a trial that is begun but not yet noted would be lost."""
+    received: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        handlers = {}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in received:
+            handler = handlers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+            else:
+                os.kill(os.getpid(), number)
+
+
+def _signal_of(status: int) -> signal.Signals | None:
+    """The signal that ended a process, by its exit status; None where it ended by itself."""
+    if status < 0:
+        return signal.Signals(-status)
+    return {INTERRUPTED: signal.SIGINT, TERMINATED: signal.SIGTERM}.get(status)
 
 
 def _end_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

@@ -5,12 +5,13 @@ Free of torch and Optuna. What is accepted means the same as on W&B's servers; n
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from lit_papers.yaml_files import YamlError, read_yaml
 
 SWEEP_FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")  # installed; a checkout
 ARGUMENTS_FILE = "${args_json_file}"
@@ -22,6 +23,9 @@ _TOP_KEYS = (
 )  # fmt: skip
 _ONLINE_KEYS = ("controller", "scheduler", "metrics", "job", "image_uri")
 _LAUNCH = ("-m", "lit_papers", "fit")
+_INTERPRETERS = ("${interpreter}", "python", "python3")
+_FLAG = re.compile(r"-[bBdEIOPqRsSuvx]+|-[WX]\S+")  # of the interpreter, in one word
+_FOLDER_NAME = re.compile(r"[\w][\w .+=@-]*")
 
 
 class SweepFileError(ValueError):
@@ -68,6 +72,8 @@ class Sweep:
         space: what varies, by dotted key of the configuration.
         fixed: what does not, by dotted key.
         arguments: words after ``python -m lit_papers``; `ARGUMENTS_FILE` stands for the file of the trial's values.
+        environment: variables that ``command`` sets for each trial.
+        flags: of the interpreter, such as ``-u``.
         run_cap: number of trials, or None.
         min_iter: number of logged values after which a trial is first compared with the others, or None.
         eta: of ``eta`` trials one goes on; the next comparison follows after ``eta`` times as many values.
@@ -83,6 +89,8 @@ class Sweep:
     run_cap: int | None = None
     min_iter: int | None = None
     eta: int = 3
+    environment: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
     @property
     def grid_size(self) -> int:
@@ -123,13 +131,17 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         SweepFileError: the file is no YAML, a key is unknown or missing, a range is empty, or something is asked for
             that only W&B's servers do. The message names file and key.
+        OSError: the file cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
+    except YamlError as error:
+        raise SweepFileError(str(error)) from error
+    try:
         if not isinstance(content, dict):
             raise SweepFileError("a sweep file is a mapping with `method`, `metric`, `parameters` and `command`")
         return _sweep(content, default_name=path.stem)
-    except (SweepFileError, yaml.YAMLError) as error:
+    except SweepFileError as error:
         raise SweepFileError(f"{path}: {error}") from error
 
 
@@ -156,18 +168,27 @@ def _sweep(content: Mapping[str, Any], default_name: str) -> Sweep:
     if run_cap is not None and not (_is_integer(run_cap) and run_cap > 0):
         raise SweepFileError(f"run_cap: must be a positive integer, got {run_cap!r}")
     min_iter, eta = _early_terminate(content.get("early_terminate"))
+    environment, flags, arguments = _command(content.get("command"))
     return Sweep(
-        name=str(content.get("name") or default_name),
+        name=_name(content.get("name") or default_name),
         method=method,
         metric=metric,
         maximize=maximize,
         space=space,
         fixed=fixed,
-        arguments=_arguments(content.get("command")),
+        arguments=arguments,
         run_cap=run_cap,
         min_iter=min_iter,
         eta=eta,
+        environment=environment,
+        flags=flags,
     )
+
+
+def _name(name: Any) -> str:
+    if not _FOLDER_NAME.fullmatch(str(name)):
+        raise SweepFileError(f"name: {name!r} is to be a folder below runs/sweeps, so leave out what leads elsewhere")
+    return str(name)
 
 
 def _known_keys(where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
@@ -324,19 +345,49 @@ def _early_terminate(content: Any) -> tuple[int | None, int]:
     raise SweepFileError("early_terminate: give either `min_iter`, or `max_iter` and `s`")
 
 
-def _arguments(command: Any) -> tuple[str, ...]:
+def _command(command: Any) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """The environment, the flags of the interpreter, and the words after ``python -m lit_papers``.
+
+    Each word is honoured or refused: a launcher that was left out would change how many processes train.
+    """
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         raise SweepFileError(f"command: missing; a list of words with {' '.join(_LAUNCH)} and {ARGUMENTS_FILE}")
     starts = [i for i in range(len(command)) if tuple(command[i : i + len(_LAUNCH)]) == _LAUNCH]
     if not starts:
         raise SweepFileError(f"command: only `{' '.join(_LAUNCH)} ...` is run on this machine, got {' '.join(command)}")
+    environment, flags = _before_the_module(command[: starts[0]])
     arguments = tuple(command[starts[0] + 2 :])
     for word in arguments:
-        if word.startswith("${") and word != ARGUMENTS_FILE:
-            raise SweepFileError(f"command: {word} does not keep types; write `--config`, `{ARGUMENTS_FILE}`")
+        if "${" in word and word != ARGUMENTS_FILE:
+            why = "is filled in by W&B's agent only" if "${envvar" in word else "does not keep types"
+            raise SweepFileError(f"command: {word} {why}; write `--config`, `{ARGUMENTS_FILE}`")
     if ARGUMENTS_FILE not in arguments:
         raise SweepFileError(f"command: `--config`, `{ARGUMENTS_FILE}` is missing, so no trial would get its values")
-    return arguments
+    return environment, flags, arguments
+
+
+def _before_the_module(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """``[env [NAME=VALUE ...]] python [flag ...]``."""
+    rest = list(words)
+    environment: dict[str, str] = {}
+    if rest and rest[0] in ("${env}", "env", "/usr/bin/env"):
+        rest.pop(0)
+        while rest and re.match(r"[A-Za-z_]\w*=", rest[0]) and "${" not in rest[0]:
+            name, _, value = rest.pop(0).partition("=")
+            environment[name] = value
+    if rest and rest[0] in _INTERPRETERS:
+        flags = rest[1:]
+        rest = [flag for flag in flags if not _FLAG.fullmatch(flag)]
+        if not rest:
+            return environment, tuple(flags)
+    if not rest:
+        raise SweepFileError(f"command: `python` before `{' '.join(_LAUNCH)}` is missing")
+    word = rest[0]
+    raise SweepFileError(
+        f"command: {word!r} before `{' '.join(_LAUNCH)}` is not honoured by a search on this machine, which starts "
+        "`[env NAME=VALUE ...] python` itself; remove it. For several processes a trial set trainer.devices and "
+        "trainer.strategy; under SLURM start the sweep command itself by srun, with --storage"
+    )
 
 
 def _is_integer(value: Any) -> bool:

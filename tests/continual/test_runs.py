@@ -107,7 +107,7 @@ def test_split_cifar10_takes_folders_of_images(tmp_path: Path) -> None:
 def test_missing_data_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchvision")
     for name in ("split_cifar100", "split_tiny_imagenet"):
-        assert main(["fit", "--config", f"continual/{name}", f"--data.root={tmp_path / 'none'}"]) == 1
+        assert main(["fit", "--config", f"continual/{name}", f"--data.root={tmp_path / 'none'}"]) == 2
         assert str(tmp_path / "none") in capsys.readouterr().err
 
 

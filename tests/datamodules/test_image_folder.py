@@ -275,3 +275,54 @@ def test_hidden_files_and_deeper_folders(root, tree, picture, write_tree):
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         ImageFolder("anywhere", **arguments)
+
+
+def forbid(path):
+    """Shut a path to whoever runs the tests; root may read everything, so it becomes somebody else."""
+    path.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    return lambda: os.seteuid(0) if is_root else None
+
+
+@pytest.mark.parametrize("shut", ["cat/deeper", "cat", "cat/deeper/07.png"])
+def test_what_may_not_be_read_is_an_error(shut, tree, picture, write_tree):
+    """Left out, half a class would be missing from training, or a class would look empty."""
+    content = {f"{name}/deeper/{i:02}.png": picture(i) for name in CLASSES for i in range(10)}
+    root = write_tree(content, "images")
+    for folder in (root, *root.parents):
+        if folder.stat().st_uid == os.geteuid() and folder.name:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    undo = forbid(root / shut)
+    try:
+        with pytest.raises(PermissionError, match=f"may not be read.*{root / shut}"):
+            grey_scale(root).prepare_data()
+    finally:
+        undo()
+        (root / shut).chmod(0o755)
+
+
+@pytest.mark.parametrize("up", ["..", "../..", "."])
+def test_a_link_to_a_folder_around_it_is_refused(up, tree, write_tree):
+    """Followed, each image would be there hundreds of times."""
+    root = write_tree(tree(splits=("",)), "images")
+    (root / "cat" / "up").symlink_to(up)
+    with pytest.raises(ValueError, match=f"{root / 'cat' / 'up'}.* is a link to a folder that it lies in"):
+        grey_scale(root).prepare_data()
+
+
+def test_links_to_elsewhere_are_followed(tree, write_tree, check_batches):
+    root = write_tree(tree(splits=("",)), "images")
+    (root / "dog").rename(root.parent / "elsewhere")
+    (root / "dog").symlink_to(root.parent / "elsewhere")
+    data = grey_scale(root, val_fraction=0.0)
+    data.setup()
+    assert data.train_set.targets.bincount().tolist() == [10, 10, 10]
+
+
+def test_a_link_to_nothing_is_refused(tree, write_tree):
+    root = write_tree(tree(splits=("",)), "images")
+    (root / "cat/gone.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"gone.png is a link to nothing"):
+        grey_scale(root).prepare_data()

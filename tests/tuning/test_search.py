@@ -9,8 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from lit_papers.cli import main
+from lit_papers.extras import install_command
 from lit_papers.tuning import search as search_module
 from lit_papers.tuning import storage as storage_module
-from lit_papers.tuning.search import INTERRUPTED, REASON, distributions, values_of
-from lit_papers.tuning.sweep_file import Choice, Range, Sweep
+from lit_papers.tuning.search import ATTEMPT, REASON, counts, distributions, values_of
+from lit_papers.tuning.sweep_file import Choice, Range, Sweep, read_sweep
+from tests.processes import end_group, members, started, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 ACTOR = """\
 #!{python}
 # Plays `python -m lit_papers ...`: x is the setting, and what the trial does.
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 sys.path.insert(0, {root!r})
 if "--print_config" in sys.argv:
     print("played: true")
@@ -38,7 +41,13 @@ if "--print_config" in sys.argv:
 x = json.load(open([word for word in sys.argv if word.endswith(".json")][0]))["x"]
 from lit_papers.tuning.trial import Assignment, open_study, end_with_parent
 end_with_parent()
-open("started", "a").write(f"{{os.getpid()}} {{x}}\\n")
+with open("started", "a") as begun:
+    begun.write(f"{{os.getpid()}} {{x}}\\n")
+with open("words", "w") as words:
+    words.write(" ".join([f"X={{os.environ.get('X')}}", *sys.argv[1:]]))
+if x == "dies" or (x == "dies once" and not os.path.exists("died")):
+    open("died", "w").close()
+    os.kill(os.getpid(), signal.SIGTERM if x == "dies once" else signal.SIGKILL)
 if x == "fails":
     sys.exit("ValueError: no such luck")
 if x == "lingers":
@@ -57,12 +66,20 @@ else:
 
 
 @pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     actor = tmp_path / "actor.py"
     actor.write_text(ACTOR.format(python=sys.executable, root=str(ROOT)))
     actor.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(actor))
-    return actor
+    yield actor
+    for group in groups(tmp_path):  # whatever a failed test has left
+        end_group(group)
+
+
+def groups(folder: Path) -> list[int]:
+    """Of the trials that were begun in a folder: each leads one, in which all are that it has started."""
+    path = folder / "started"
+    return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write(folder: Path, values: list[Any] | None = None, **changes: Any) -> str:
@@ -81,26 +98,7 @@ def study_of(folder: Path) -> optuna.Study:
 
 
 def counted(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return [trial for trial in study.trials if not trial.user_attrs.get(INTERRUPTED)]
-
-
-def alive(word: str) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-            if word in line and "Z" not in (path.parent / "stat").read_text().rpartition(")")[2].split()[0]:
-                found.append(line)
-        except OSError:  # gone while we looked
-            continue
-    return found
-
-
-def wait_until_gone(word: str) -> None:
-    end = time.monotonic() + 10
-    while alive(word):
-        assert time.monotonic() < end, alive(word)
-        time.sleep(0.05)
+    return [trial for trial in study.trials if counts(trial)]
 
 
 def test_parameters_go_to_the_database_and_back() -> None:
@@ -167,14 +165,14 @@ def test_a_trial_that_fails_is_noted_and_the_next_one_runs(tmp_path: Path, capfd
 @pytest.mark.usefixtures("play")
 def test_gives_up_where_nothing_succeeds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, ["fails"], parameters={"x": {"values": ["fails"]}, "y": {"values": [1, 2, 3, 4, 5]}})
-    assert main(["sweep", path]) == 1
+    assert main(["sweep", path]) == 2
     assert len(counted(study_of(tmp_path))) - sum(t.state == TrialState.WAITING for t in study_of(tmp_path).trials) == 3
     assert "the first 3 trials all failed; the last: exit status 1: ValueError: no such luck" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("play")
 def test_an_unknown_metric_ends_the_search_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", write(tmp_path, ["other", 1, 2])]) == 1
+    assert main(["sweep", write(tmp_path, ["other", 1, 2])]) == 2
     assert "metric.name: 'score' was never logged; logged were val/loss" in capfd.readouterr().err
     assert len((tmp_path / "started").read_text().splitlines()) == 1
 
@@ -182,31 +180,30 @@ def test_an_unknown_metric_ends_the_search_at_once(tmp_path: Path, capfd: pytest
 @pytest.mark.usefixtures("play")
 def test_another_sweep_file_of_the_same_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", write(tmp_path), "--trials", "1"]) == 0
-    assert main(["sweep", write(tmp_path, metric={"name": "other"}), "--trials", "1"]) == 1
+    assert main(["sweep", write(tmp_path, metric={"name": "other"}), "--trials", "1"]) == 2
     assert "was begun with another sweep file (different: metric)" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("play")
 def test_what_a_trial_leaves_running_is_ended(tmp_path: Path) -> None:
     assert main(["sweep", write(tmp_path, ["lingers"])]) == 0
-    wait_until_gone("lingering")
+    wait_until_gone(groups(tmp_path))
 
 
-def start(play: Path, path: str, *options: str) -> "subprocess.Popen[str]":
+@contextmanager
+def search(play: Path, path: str, *options: str, sleepers: int = 1) -> Iterator["subprocess.Popen[str]"]:
+    """A search in a process of its own, once so many of its trials sleep."""
     code = f"import sys; sys.executable = {str(play)!r}; from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))"
     python = play.read_text().splitlines()[0].removeprefix("#!")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [python, "-c", code, "sweep", path, *options],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    end = time.monotonic() + 60
-    started = Path("started")
-    while not (started.exists() and "sleeps" in started.read_text()):
-        assert process.poll() is None, process.stdout.read()  # type: ignore[union-attr]
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return process
+    words = [python, "-c", code, "sweep", path, *options]
+    with started(words, cwd=play.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        end = time.monotonic() + 120
+        begun = play.parent / "started"
+        while not (begun.exists() and begun.read_text().count("sleeps") >= sleepers):
+            assert process.poll() is None, process.stdout.read()  # type: ignore[union-attr]
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield process
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
@@ -215,13 +212,12 @@ def test_interrupted_in_the_middle_and_started_again(
     how: signal.Signals, jobs: str, play: Path, tmp_path: Path
 ) -> None:
     values = [0.75, 0.5, "sleeps", 0.25]  # two jobs begin to sleep when one of the first is finished
-    process = start(play, write(tmp_path, values), "--jobs", jobs)
-    process.send_signal(how)
-    out = process.communicate(timeout=30)[0]
-    wait_until_gone("actor.py")
-    wait_until_gone("lingering")
-    if how is signal.SIGINT:
-        assert process.returncode == 130, out
+    with search(play, write(tmp_path, values), "--jobs", jobs) as process:
+        process.send_signal(how)
+        out = process.communicate(timeout=60)[0]
+    wait_until_gone(groups(tmp_path))
+    if how is not signal.SIGKILL:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[how], out
         assert "finished trials are kept, and the same command goes on" in out
     finished = [trial for trial in study_of(tmp_path).trials if trial.state == TrialState.COMPLETE]
     assert finished
@@ -236,27 +232,18 @@ def test_interrupted_in_the_middle_and_started_again(
 def test_a_running_search_keeps_its_trials_when_another_joins(play: Path, tmp_path: Path) -> None:
     """As on a second machine, or in a second terminal: each setting of the grid is run by one of them."""
     path = write(tmp_path, ["sleeps", 0.5, 0.25])
-    process = start(play, path)
-    try:
+    with search(play, path):
         assert main(["sweep", path]) == 0
         states = [trial.state for trial in study_of(tmp_path).trials]
         assert states == [TrialState.RUNNING, TrialState.COMPLETE, TrialState.COMPLETE]
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    wait_until_gone("actor.py")
+    wait_until_gone(groups(tmp_path))
 
 
 def test_all_trials_of_a_killed_search_are_run_again(play: Path, tmp_path: Path) -> None:
     path = write(tmp_path, parameters={"x": {"values": ["sleeps"]}, "y": {"values": [1, 2, 3]}}, method="grid")
-    process = start(play, path, "--jobs", "2")
-    end = time.monotonic() + 30
-    while Path("started").read_text().count("sleeps") < 2:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    wait_until_gone("actor.py")
+    with search(play, path, "--jobs", "2", sleepers=2) as process:
+        process.kill()
+    wait_until_gone(groups(tmp_path))
     assert [trial.state for trial in study_of(tmp_path).trials].count(TrialState.RUNNING) == 2
     (tmp_path / "awake").touch()
     assert main(["sweep", path]) == 0
@@ -272,7 +259,7 @@ def test_a_locked_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     connection = sqlite3.connect(tmp_path / "busy.db")
     connection.execute("BEGIN EXCLUSIVE")
     try:
-        assert main(["sweep", write(tmp_path), "--trials", "1", "--storage", f"sqlite:///{tmp_path}/busy.db"]) == 1
+        assert main(["sweep", write(tmp_path), "--trials", "1", "--storage", f"sqlite:///{tmp_path}/busy.db"]) == 2
     finally:
         connection.close()
     error = capfd.readouterr().err
@@ -290,7 +277,7 @@ def test_a_locked_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     ],
 )
 def test_a_storage_that_is_none(url: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", write(tmp_path), "--trials", "1", "--storage", url]) == 1
+    assert main(["sweep", write(tmp_path), "--trials", "1", "--storage", url]) == 2
     error = capfd.readouterr().err
     assert message in error
     assert "secret" not in error
@@ -305,10 +292,10 @@ def test_wrong_command_lines(
     assert "method: missing" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         main(["sweep", write(tmp_path), "--trials", "0"])
-    assert "must be at least 1" in capfd.readouterr().err
+    assert "must be an integer of at least 1" in capfd.readouterr().err
     monkeypatch.setattr("lit_papers.tuning.command.find_spec", lambda name: None)
-    assert main(["sweep", write(tmp_path), "--trials", "1"]) == 1
-    assert "pip install 'lit-papers[sweep]'" in capfd.readouterr().err
+    assert main(["sweep", write(tmp_path), "--trials", "1"]) == 2
+    assert install_command("sweep") in capfd.readouterr().err
 
 
 def test_without_a_seed_a_restart_draws_new_values() -> None:
@@ -317,12 +304,60 @@ def test_without_a_seed_a_restart_draws_new_values() -> None:
         assert len(drawn) == 3
 
 
-def test_helper_of_this_file(tmp_path: Path) -> None:
-    """`alive` sees a process that runs, and none that has ended: the checks for orphans rest on it."""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent("import time; time.sleep(60)"), "marked-process"])
-    try:
-        assert alive("marked-process")
-    finally:
-        process.kill()
-        process.wait()
-    wait_until_gone("marked-process")
+@pytest.mark.usefixtures("play")
+def test_a_trial_that_somebody_kills_is_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not for ever: what runs out of memory each time is killed each time."""
+    assert main(["sweep", write(tmp_path, ["dies once", "dies", 0.5])]) == 0
+    trials = study_of(tmp_path).trials
+    assert [trial.state for trial in counted(study_of(tmp_path))] == [TrialState.COMPLETE] * 2 + [TrialState.FAIL]
+    assert [trial.user_attrs.get(ATTEMPT, 1) for trial in trials if trial.params["x"] == "dies"] == [1, 2, 3]
+    assert trials[-1].user_attrs[REASON].startswith("interrupted by SIGKILL, 3 times")
+    out = capfd.readouterr().out
+    assert "interrupted by SIGTERM, to be run again (x=dies once)" in out
+    assert "never logged" not in out
+
+
+@pytest.mark.usefixtures("play")
+def test_trials_of_a_machine_that_is_gone_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, [0.5, 0.25])
+    folder = tmp_path / "runs/sweeps/played"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(storage_module, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage_module, "PATIENCE", 1)
+    monkeypatch.setattr(search_module, "HEARTBEAT", 0.5)
+    lost = search_module.Search(read_sweep(Path(path)), folder, f"sqlite:///{folder}/study.db")
+    lost._enqueue_grid()
+    assert lost._claim(2) is not None, "and no more is heard of it, as of a machine that lost its power"
+    Path(lost._lock.lock_file).unlink()  # on that machine
+    time.sleep(2.5)
+    assert main(["sweep", path]) == 0
+    ended = counted(study_of(tmp_path))
+    assert [(trial.state, trial.params["x"]) for trial in ended] == [(TrialState.COMPLETE, x) for x in (0.25, 0.5)]
+    assert ended[-1].user_attrs[ATTEMPT] == 2
+
+
+def test_two_searches_that_begin_together_share_exactly_the_trials(play: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.executable = {str(play)!r}; from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))"
+    python = play.read_text().splitlines()[0].removeprefix("#!")
+    words = [python, "-c", code, "sweep", write(tmp_path), "--trials", "5", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with started(words, cwd=tmp_path, env=environment) as one, started(words, cwd=tmp_path, env=environment) as two:
+        outs = [process.communicate(timeout=200)[0] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], outs
+    assert [trial.state for trial in counted(study_of(tmp_path))] == [TrialState.COMPLETE] * 5
+
+
+@pytest.mark.usefixtures("play")
+def test_variables_and_flags_of_the_command_arrive(tmp_path: Path) -> None:
+    command = ["${env}", "X=1", "${interpreter}", "-u", "-m", "lit_papers", "fit", "--config", "${args_json_file}"]
+    assert main(["sweep", write(tmp_path, [1.0], command=command)]) == 0
+    words = (tmp_path / "words").read_text().split()
+    assert words[0] == "X=1"
+    assert words[1:5] == ["-u", "-m", "lit_papers.tuning.trial", "fit"]
+
+
+def test_the_helpers_of_this_file() -> None:
+    """`members` sees processes of a group that run, and none that has ended: the checks for orphans rest on it."""
+    with started([sys.executable, "-c", "import time; time.sleep(60)"], cwd=Path.cwd()) as process:
+        assert members(process.pid) == [process.pid]
+    wait_until_gone([process.pid])

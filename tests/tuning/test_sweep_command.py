@@ -59,7 +59,7 @@ def test_a_misspelt_key_is_found_before_any_trial(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path = shorten(tmp_path, "neural_collapse", parameters={"model.init_args.lrr": {"min": 0.1, "max": 1.0}})
-    assert main(["sweep", path, "--trials", "2"]) == 1
+    assert main(["sweep", path, "--trials", "2"]) == 2
     error = capfd.readouterr().err
     assert "has no argument 'lrr'" in error
     assert "did you mean 'lr'" in error

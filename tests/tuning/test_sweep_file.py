@@ -42,6 +42,21 @@ def test_what_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "environment", "flags"),
+    [
+        (["${env}", "${interpreter}"], {}, ()),
+        (["python3"], {}, ()),
+        (["env", "A=1", "B=x=y", "python", "-u", "-Wignore"], {"A": "1", "B": "x=y"}, ("-u", "-Wignore")),
+    ],
+)
+def test_words_before_the_module(
+    before: list[str], environment: dict[str, str], flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    sweep = read_sweep(write(tmp_path, command=[*before, *COMMAND[2:]]))
+    assert (sweep.environment, sweep.flags) == (environment, flags)
+
+
+@pytest.mark.parametrize(
     ("parameter", "expected"),
     [
         ({"values": [1, None, [2], "a", False]}, Choice((1, None, [2], "a", False))),
@@ -128,6 +143,21 @@ def test_hyperband(settings: dict[str, int], expected: tuple[int, int], tmp_path
         ({"command": None}, "command: missing"),
         ({"command": ["python", "train.py", "${args_json_file}"]}, "command: only `-m lit_papers fit ...` is run"),
         ({"command": [*COMMAND, "${args}"]}, "command: \\${args} does not keep types"),
+        (
+            {"command": ["torchrun", "--nproc_per_node=2", *COMMAND[2:]]},
+            "command: 'torchrun' before .* is not honoured",
+        ),
+        ({"command": ["srun", *COMMAND]}, "command: 'srun' before"),
+        ({"command": ["mpirun", "-n", "2", *COMMAND[1:]]}, "command: 'mpirun' before"),
+        ({"command": ["X=1", *COMMAND[1:]]}, "command: 'X=1' before"),
+        ({"command": ["${env}", "nice", *COMMAND[1:]]}, "command: 'nice' before"),
+        ({"command": ["python", "-c", *COMMAND[2:]]}, "command: '-c' before"),
+        ({"command": ["/opt/python", *COMMAND[2:]]}, "command: '/opt/python' before"),
+        ({"command": COMMAND[2:]}, "command: `python` before .* is missing"),
+        ({"command": [*COMMAND, "--data.root=${envvar:DATA}"]}, "filled in by W&B's agent only"),
+        ({"name": "../../elsewhere"}, "name: '../../elsewhere' is to be a folder below"),
+        ({"name": "/var/x"}, "name: '/var/x' is to be"),
+        ({"name": ".."}, "name: '..' is to be"),
         ({"command": COMMAND[:-2]}, "`--config`, `\\${args_json_file}` is missing"),
     ],
 )
@@ -139,9 +169,9 @@ def test_refusals(changes: dict[str, Any], message: str, tmp_path: Path) -> None
 
 
 def test_no_mapping_and_no_yaml(tmp_path: Path) -> None:
-    for text in ("- a\n", "a: [\n"):
+    for text in ("- a\n", "a: [\n", "method: grid\nmethod: random\n"):
         (tmp_path / "x.yaml").write_text(text)
-        with pytest.raises(SweepFileError, match=r"x\.yaml: "):
+        with pytest.raises(SweepFileError, match=r"x\.yaml"):
             read_sweep(tmp_path / "x.yaml")
 
 
