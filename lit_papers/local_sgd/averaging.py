@@ -148,7 +148,9 @@ class Bucket:
                     rows[parameter.grad.coalesce().indices()[0]] = 1
                 mean(rows)
                 found = rows.nonzero().T  # (1, rows that some rank has)
-                gradient = torch.sparse_coo_tensor(found, gradient[found[0]], gradient.shape, is_coalesced=True)
+                gradient = torch.sparse_coo_tensor(
+                    found, gradient[found[0]], gradient.shape, is_coalesced=True, check_invariants=False
+                )
             if used:
                 parameter.grad = gradient
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from typing import Any, Literal, cast
 
 import torch
@@ -30,6 +31,11 @@ from lit_papers.local_sgd.internals import check_lightning
 from lit_papers.local_sgd.inventory import Inventory, learning_rates, matching_state, trained_parameters
 from lit_papers.local_sgd.options import check_options, check_trainer, compare_with_saved, describe
 from lit_papers.local_sgd.round import Due, Round, partition
+
+# torch 2.14 renamed it
+_SYNC_BUFFERS = (
+    "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+)
 
 
 class LocalSGDStrategy(DDPStrategy):
@@ -231,7 +237,7 @@ class LocalSGDStrategy(DDPStrategy):
                 self._module,
                 device_ids=self.determine_ddp_device_ids(),
                 process_group=self._round.groups.node,
-                broadcast_buffers=False,  # they are averaged at the end of a round, as everywhere
+                **{_SYNC_BUFFERS: False},  # they are averaged at the end of a round, as everywhere
                 find_unused_parameters=self.within_node == "ddp_find_unused_parameters_true",
             )
 
@@ -396,7 +402,8 @@ class LocalSGDStrategy(DDPStrategy):
         if group is None:
             self.requeue_agreed = any(greeting.requeue for greeting in greetings)
         trouble = differing_rates(greetings)
-        if trouble is not None and leaving == Leaving.NO:  # schedulers of an epoch's end step on some ranks first
+        # schedulers of an epoch's end have stepped on the ranks that know of it
+        if trouble is not None and len({greeting.leaving for greeting in greetings}) == 1:
             self._warn_once("learning rates", trouble)
         told = Leaving(max(greeting.leaving for greeting in greetings))
         return told, len({greeting.state_numbers for greeting in greetings}) == 1
@@ -420,8 +427,7 @@ class LocalSGDStrategy(DDPStrategy):
 
     def _need_all_ranks(self, what: str) -> None:
         """Refuse a collective in a batch that some rank may not have."""
-        alone = self.sync_every > 1 or self._module.trainer.accumulate_grad_batches > 1
-        if self.in_batch and self.uneven_inputs == "stop" and alone and group_size() > 1:
+        if self.in_batch and self.uneven_inputs == "stop" and group_size() > 1:
             raise RuntimeError(
                 f"uneven_inputs='stop' and {what} in a training batch exclude each other: ranks that ran out of data "
                 "would never answer. It is asked for by self.log(..., on_step=True, sync_dist=True), Timer and the "
