@@ -312,13 +312,14 @@ class LocalSGDStrategy(DDPStrategy):
         if in_warmup:
             return self._end_warmup_batch(stepped, leaving)
         self._round.together = False
+        if self.within_node != "local" and self._module.trainer.num_training_batches == float("inf"):
+            # a rank that is out of data must say so before its node waits for its gradients
+            self._greet(Occasion.STEP_WITHIN_NODE, 0, leaving, self._round.groups.node)
         stop = self.uneven_inputs == "stop"
         over = bool(leaving) and (stop or (self.sync_on_epoch_end and self._round.weights_apart))
         due = self._round.due(stepped=stepped, over=over)
         if due is not None:
             return self._end_round(leaving, due, over=over)
-        if self.within_node != "local" and self._module.trainer.num_training_batches == float("inf"):
-            return self._greet(Occasion.STEP_WITHIN_NODE, 0, leaving, self._round.groups.node)[0]
         return leaving
 
     def _end_warmup_batch(self, stepped: bool, leaving: Leaving) -> Leaving:
