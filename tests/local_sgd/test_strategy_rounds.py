@@ -207,7 +207,7 @@ class Fragments:
     def __init__(self, sync_every: int, ends: list[int], outer: Any = None) -> None:
         self.sync_every, self.ends, self.since = sync_every, ends, 0
         numbers = flat(network()).detach()
-        self.sizes = [112, 51]  # the first layer, the second
+        self.sizes = [96, 67]  # the first weight, and the rest
         self.anchors = [nn.Parameter(part.clone()) for part in numbers.split(self.sizes)]
         self.outer = [None if outer is None else outer([anchor]) for anchor in self.anchors]
 
