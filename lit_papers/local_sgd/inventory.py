@@ -1,4 +1,4 @@
-"""What the state of a process is: the one answer that averages, evaluation, checkpoints, resume and drift all ask for."""
+"""What the state of a process is: the one answer that averages, evaluation, checkpoints, resume and drift ask for."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,7 +100,7 @@ class Inventory:
                     found[f"{place}:{name}"] = tensor
         return found
 
-    # -- what moves without an optimizer --------------------------------------------------------------------------------
+    # -- what moves without an optimizer ------------------------------------------------------------------------------
 
     def watch(self, optimizers: Iterable[Optimizer]) -> None:
         """Remember values from which `moved` counts."""

@@ -83,7 +83,9 @@ def _check_pairs(strategy: "LocalSGDStrategy") -> None:
             "at a step"
         )
     if strategy.fragments > 1 and strategy.average_optimizer_state:
-        raise ValueError("fragments > 1 and average_optimizer_state=True exclude each other: its bytes would come at once")
+        raise ValueError(
+            "fragments > 1 and average_optimizer_state=True exclude each other: its bytes would come at once"
+        )
 
 
 def describe(strategy: "LocalSGDStrategy") -> dict[str, Any]:

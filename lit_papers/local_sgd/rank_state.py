@@ -96,7 +96,7 @@ def share_out(pieces: Pieces, state_dict: Mapping[str, Any]) -> tuple[list[dict[
                 in_checkpoint[place] = digests[place]
     gathered: list[Any] = [None] * size
     dist.all_gather_object(gathered, (digests, in_checkpoint))
-    keepers = {(place, digest): _CHECKPOINT for place, digest in gathered[0][1].items()}
+    keepers = dict.fromkeys(gathered[0][1].items(), _CHECKPOINT)
     index = []
     for each, (theirs, _) in enumerate(gathered):
         index.append({place: keepers.setdefault((place, digest), each) for place, digest in theirs.items()})
@@ -104,7 +104,12 @@ def share_out(pieces: Pieces, state_dict: Mapping[str, Any]) -> tuple[list[dict[
 
 
 def save(
-    checkpoint: dict[str, Any], pieces: Pieces, state_dict: Mapping[str, Any], how: RankState, path: str, io: CheckpointIO
+    checkpoint: dict[str, Any],
+    pieces: Pieces,
+    state_dict: Mapping[str, Any],
+    how: RankState,
+    path: str,
+    io: CheckpointIO,
 ) -> dict[str, Any]:
     """Write or gather the pieces; every process must call it before the first one writes the checkpoint.
 
@@ -182,8 +187,8 @@ def load(saved: Mapping[str, Any], rank: int, path: str, load_file: Callable[[st
                 kept = load_file(file)["pieces"]
             except FileNotFoundError:
                 raise RuntimeError(
-                    f"rank {rank} needs {file}, which is missing: a checkpoint is its file and the folder beside it, so "
-                    f"move both. To go on from the averaged weights, with the first rank's optimizer state on every "
+                    f"rank {rank} needs {file}, which is missing: a checkpoint is its file and the folder beside it, "
+                    "so move both. To go on from the averaged weights, with the first rank's optimizer state on every "
                     "rank, pass LocalSGDStrategy(rank_state='none')"
                 ) from None
         pieces |= {place: kept[place] for place, where in index.items() if where == keeper}

@@ -339,7 +339,7 @@ def partition(tensors: Sequence[Tensor], parts: int) -> list[list[Tensor]]:
         before += numbers
     if not all(found):
         raise RuntimeError(
-            f"fragments={parts} are more than {len(tensors)} trained tensors of {total} numbers can be cut into evenly: "
-            "take fewer"
+            f"fragments={parts} are more than {len(tensors)} trained tensors of {total} numbers can be cut into "
+            "evenly: take fewer"
         )
     return found

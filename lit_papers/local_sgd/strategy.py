@@ -34,7 +34,9 @@ from lit_papers.local_sgd.round import Due, Round, partition
 
 # torch 2.14 renamed it
 _SYNC_BUFFERS = (
-    "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
 )
 
 
@@ -392,7 +394,9 @@ class LocalSGDStrategy(DDPStrategy):
             leaving,
             state_numbers,
             self.requeue_asked,
-            0 if occasion in (Occasion.WARMUP, Occasion.STEP_WITHIN_NODE) else self._state_of_rank.look(self.optimizers),
+            0
+            if occasion in (Occasion.WARMUP, Occasion.STEP_WITHIN_NODE)
+            else self._state_of_rank.look(self.optimizers),
             *rate_numbers(learning_rates(self.optimizers)),
         )
         greetings = exchange(own, self.root_device, group, even=self.uneven_inputs == "error")
@@ -435,9 +439,7 @@ class LocalSGDStrategy(DDPStrategy):
                 "like: log without sync_dist, or with on_step=False, on_epoch=True"
             )
 
-    def reduce(
-        self, tensor: Tensor, group: Any | None = None, reduce_op: ReduceOp | str | None = "mean"
-    ) -> Tensor:
+    def reduce(self, tensor: Tensor, group: Any | None = None, reduce_op: ReduceOp | str | None = "mean") -> Tensor:
         """Reduce over all ranks; an error, and no hang, in a batch that some rank may not have."""
         self._need_all_ranks("a reduction over the ranks (sync_dist=True)")
         return super().reduce(tensor, group, reduce_op)

@@ -174,10 +174,14 @@ def test_random_streams_go_on() -> None:
 
     import numpy as np
 
+    def draw() -> list[float]:
+        legacy = np.random.rand()  # noqa: NPY002
+        return [random.random(), legacy, torch.rand(()).item(), random.gauss(0, 1)]
+
     states = torch.load(_kept(rank_state.random_states()), weights_only=True)
-    drawn = (random.random(), np.random.rand(), torch.rand(()).item(), random.gauss(0, 1))
+    drawn = draw()
     rank_state.set_random_states(states)
-    assert (random.random(), np.random.rand(), torch.rand(()).item(), random.gauss(0, 1)) == drawn
+    assert draw() == drawn
 
 
 def _kept(states: Any) -> Path:

@@ -1,8 +1,8 @@
-"""What used to go wrong without a word: logs in an open round, diverging rates, sparse gradients, finders, time-outs."""
+"""What used to go wrong without a word: logs in open rounds, diverging rates, sparse gradients, finders, time-outs."""
 
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from tests.local_sgd.test_strategy_failures import Uneven
 
 
 class Logs(Uneven):
-    how: dict[str, Any] = {}
+    how: ClassVar[dict[str, Any]] = {}
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         loss = super().training_step(batch, batch_index)
@@ -31,7 +31,7 @@ class Logs(Uneven):
 
 
 class LogsAtTheEpochsEnd(Logs):
-    how = {"on_step": False, "on_epoch": True}
+    how: ClassVar[dict[str, Any]] = {"on_step": False, "on_epoch": True}
 
 
 @pytest.mark.parametrize(("module", "callbacks"), [(Logs(), []), (Uneven(), [Timer("00:01:00:00")])])

@@ -1,4 +1,4 @@
-"""DDP inside a node, compressed rounds and fragments: each against a loop by hand, resumed bit for bit, bytes counted."""
+"""DDP inside a node, compressed rounds and fragments, against loops by hand, resumed bit for bit, bytes counted."""
 
 from collections.abc import Callable
 from functools import partial
