@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -52,7 +52,14 @@ class Greeting(NamedTuple):
         return f"{wants} after {self.rounds} rounds and {self.steps} steps, {self.numbers} numbers{staying}"
 
 
-def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | None, *, even: bool) -> list[Greeting]:
+def exchange(
+    own: Greeting,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+    *,
+    even: bool,
+    wait: Callable[[dist.Work], None] | None = None,
+) -> list[Greeting]:
     """Gather the rows of a group, one small all-gather, and compare them.
 
     Args:
@@ -60,6 +67,7 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
         device: that the backend communicates from.
         group: processes that are about to average; None for all.
         even: whether all must have made as many steps, and leave the loop together.
+        wait: for the others, who may be late; None for as long as the group's time-out.
 
     Returns:
         The rows by rank of the group.
@@ -69,7 +77,12 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
     """
     mine = torch.tensor(own, dtype=torch.int64, device=device)
     rows = [torch.empty_like(mine) for _ in range(group_size(group))]
-    dist.all_gather(rows, mine, group=group)
+    work = dist.all_gather(rows, mine, group=group, async_op=True)
+    assert work is not None  # noqa: S101
+    if wait is None:
+        work.wait()
+    else:
+        wait(work)
     greetings = [Greeting(*row.tolist()) for row in rows]
     if len({greeting[:3] for greeting in greetings}) > 1:
         raise RuntimeError(

@@ -30,6 +30,7 @@ from lit_papers.local_sgd.hooks import RoundHooks
 from lit_papers.local_sgd.internals import check_lightning
 from lit_papers.local_sgd.inventory import Inventory, learning_rates, matching_state, trained_parameters
 from lit_papers.local_sgd.options import check_options, check_trainer, compare_with_saved, describe
+from lit_papers.local_sgd.peers import Peers
 from lit_papers.local_sgd.round import Due, Round, partition
 
 # torch 2.14 renamed it
@@ -175,6 +176,7 @@ class LocalSGDStrategy(DDPStrategy):
         self._resumed_from: tuple[str, bool | None] | None = None  # path and weights_only
         self._random_states: dict[str, Any] | None = None  # of a checkpoint of the middle of an epoch
         self._told: set[str] = set()  # what the user was warned of
+        self._peers: Peers | None = None  # who is still there
         self.in_batch = False  # whether this rank is in a training batch
         self._stepped = False  # whether an optimizer stepped in this batch
         self._just_met = True  # whether all ranks are at the same batch, and nothing was broadcast since
@@ -259,6 +261,8 @@ class LocalSGDStrategy(DDPStrategy):
         check_trainer(self, trainer)
         self._round.track_drift = self.track_drift
         partition(self._parameters(), self.fragments)
+        if group_size() > 1:
+            self._peers = Peers(self.node_rank, lambda: how_to_resume(trainer))
         self._state_of_rank.watch(self.optimizers)
         if not self._round.has_begun:
             self._round.begin(self._parameters())
@@ -399,7 +403,8 @@ class LocalSGDStrategy(DDPStrategy):
             else self._state_of_rank.look(self.optimizers),
             *rate_numbers(learning_rates(self.optimizers)),
         )
-        greetings = exchange(own, self.root_device, group, even=self.uneven_inputs == "error")
+        wait = None if self._peers is None else self._peers.wait
+        greetings = exchange(own, self.root_device, group, even=self.uneven_inputs == "error", wait=wait)
         if len({greeting.moved for greeting in greetings}) > 1:
             gathered: list[Any] = [None] * len(greetings)
             dist.all_gather_object(gathered, self._state_of_rank.moved, group=group)
@@ -652,8 +657,11 @@ class LocalSGDStrategy(DDPStrategy):
             super().barrier(*args, **kwargs)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Leave the module with this rank's own weights."""
+        """Leave the module with this rank's own weights, and say who is gone where a collective failed."""
         super().on_exception(exception)
+        failed = isinstance(exception, RuntimeError) and any(word in str(exception) for word in ("gloo", "NCCL"))
+        if failed and self._peers is not None:
+            exception.args = (f"{exception}\n{self._peers.explain(self._peers.lost())}",)
         self._put_own_values_back()
 
     def teardown(self) -> None:
@@ -661,4 +669,19 @@ class LocalSGDStrategy(DDPStrategy):
         trainer = internals.trainer_of(self.lightning_module)
         if trainer is not None:
             RoundHooks.remove_from(trainer)
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
         super().teardown()
+
+
+def how_to_resume(trainer: Trainer) -> str:
+    """Which checkpoint to go on from, for people."""
+    found = [
+        str(getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", ""))
+        for saver in trainer.checkpoint_callbacks
+    ]
+    paths = [path for path in found if path]
+    if not paths:
+        return "No checkpoint was saved before: start again, with a ModelCheckpoint that saves more often"
+    return f"Go on from the last checkpoint: trainer.fit(..., ckpt_path={paths[0]!r})"
