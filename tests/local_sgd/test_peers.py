@@ -3,17 +3,22 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_papers.local_sgd import LocalSGDStrategy
-from tests.local_sgd.small import trainer
+from tests.local_sgd.small import fit, same, trainer
 from tests.local_sgd.test_strategy_evaluation import Steady
+from tests.local_sgd.test_strategy_failures import end_group, environment, processes_of
 
 
 class Struck(Steady):
@@ -84,3 +89,52 @@ def test_all_others_end_and_say_who_is_gone(case: str) -> None:
         assert ("nothing is left of node 1" in message) == (nodes == 2)
         assert "ckpt_path=" in message
         assert "step=4.ckpt" in message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_torchrun_restarts_a_killed_job_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """The recipe of the README: the second attempt ends as a run that was never interrupted."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal
+            from pathlib import Path
+            from lightning.pytorch.callbacks import ModelCheckpoint
+            from lit_papers.local_sgd import LocalSGDStrategy
+            from tests.local_sgd.small import Dump, trainer
+            from tests.local_sgd.test_strategy_evaluation import Steady
+
+            class Struck(Steady):
+                def training_step(self, batch, batch_index):
+                    if self.global_step == 11 and self.trainer.global_rank == 1 and not Path("struck").exists():
+                        Path("struck").touch()
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return super().training_step(batch, batch_index)
+
+                def on_train_start(self):
+                    with Path("began").open("a") as file:
+                        print(self.trainer.global_rank, self.global_step, file=file)
+
+            saver = ModelCheckpoint("saved", save_last=True, every_n_train_steps=5)
+            strategy = LocalSGDStrategy(sync_every=3, process_group_backend="gloo")
+            trainer(strategy, 2, [saver, Dump(Path("ranks"))]).fit(Struck(), ckpt_path="last")
+        """)
+    )
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2", script],
+        env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = agent.communicate(timeout=550)
+    finally:
+        end_group(agent.pid)
+    assert agent.returncode == 0, output[-3000:]
+    assert sorted((tmp_path / "began").read_text().split("\n")[:-1]) == ["0 0", "0 10", "1 0", "1 10"]
+    whole = fit(Steady(), LocalSGDStrategy(sync_every=3, process_group_backend="gloo", start_method="fork"), folder="b")
+    for rank, uninterrupted in enumerate(whole):
+        assert same(
+            torch.load(tmp_path / f"ranks/rank_{rank}.pt", weights_only=True)["weights"], uninterrupted["weights"]
+        )
+    assert processes_of(script) == []

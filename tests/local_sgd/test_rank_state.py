@@ -40,6 +40,7 @@ def sizes(path: Path) -> tuple[float, list[float]]:
 @pytest.mark.parametrize(
     ("every", "options", "expected"),
     [
+        (8, {"processes": 4}, (3.0, [2.0] * 3)),
         (8, {}, (3.0, [2.0])),  # weights and rank 0's moments; moments of the other rank
         (8, {"average_optimizer_state": True}, (3.0, [0.0])),  # its random stream and buffers
         (8, {"rank_state": "gather"}, (5.0, [])),
@@ -50,7 +51,8 @@ def sizes(path: Path) -> tuple[float, list[float]]:
 )
 def test_nothing_is_stored_twice(every: int, options: dict[str, Any], expected: Any) -> None:
     save = ModelCheckpoint("saved", filename="{step}", every_n_train_steps=every, save_top_k=-1)
-    fit(Wide(), local_sgd(sync_every=4, **options), callbacks=[save], max_epochs=1)
+    strategy = local_sgd(sync_every=4, **{name: value for name, value in options.items() if name != "processes"})
+    fit(Wide(), strategy, options.get("processes", 2), callbacks=[save], max_epochs=1)
     assert sizes(Path(f"saved/step={every}.ckpt")) == expected
 
 
