@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -22,7 +23,8 @@ class Peers:
 
     Only a rank that waits for others looks. A rank that is slow, or whose interpreter is busy elsewhere for a while,
     is left alone as long as nobody needs it, and is not given up before it was silent at eight looks of the waiting
-    rank. Looks are counted instead of seconds: after a laptop's sleep nobody is found missing.
+    rank; on the same machine not at all while its process runs. Looks are counted instead of seconds: after a
+    laptop's sleep nobody is found missing.
 
     Args:
         node: number of this rank's node.
@@ -66,8 +68,8 @@ class Peers:
                     raise RuntimeError(self.explain([0]))
                 if looks is not None:
                     silent = [
-                        count + 1 if before == after else 0
-                        for count, before, after in zip(silent, looks, now, strict=True)
+                        0 if before != after or self._runs_here(rank) else count + 1
+                        for rank, (count, before, after) in enumerate(zip(silent, looks, now, strict=True))
                     ]
                 looks = now
                 gone = [rank for rank, count in enumerate(silent) if count >= _PATIENCE]
@@ -123,6 +125,15 @@ class Peers:
         asking.start()
         asking.join(_PATIENCE * _BEAT)
         return found if len(found) == self._size else None
+
+    def _runs_here(self, rank: int) -> bool:
+        """Whether a silent rank of this machine is only busy: its process is neither stopped nor gone."""
+        host, _, process = self._places[rank]
+        if host != socket.gethostname():
+            return False
+        with contextlib.suppress(OSError, IndexError):
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "RSD"
+        return False
 
     def _end_of_this_machine(self, gone: list[int]) -> None:
         """A stopped process of this job would outlive it: end it, so that it holds no device."""

@@ -57,41 +57,53 @@ class LocalSGDStrategy(DDPStrategy):
     gradient clipping, it is not: both are nonlinear in the gradient, which here is each rank's own.
 
     What still communicates in every batch is what asks for it: ``self.log(..., on_step=True, sync_dist=True)``,
-    ``Timer``, ``ModelCheckpoint(train_time_interval=...)``, ``sync_batchnorm``. ``ReduceLROnPlateau`` on a metric
-    that is not reduced over the ranks lets their learning rates diverge.
+    ``Timer``, ``ModelCheckpoint(train_time_interval=...)``, ``sync_batchnorm``. Learning rates that differ between the
+    ranks, as ``ReduceLROnPlateau`` on an unreduced metric makes them, are told once.
 
     Args:
         sync_every: B, local optimizer steps a round, >= 1: after gradient accumulation; a step that a gradient scaler
             skips counts. With several optimizers (manual optimization) a batch in which any steps counts once.
         warmup_steps: so many first steps average gradients as DDP does (post-local SGD), >= 0.
-        average_buffers: whether floating buffers (running statistics of batch norm) are averaged.
+        average_buffers: True: running statistics of normalisation layers are averaged, and other buffers (queues of
+            keys) stay each rank's own; False: none is; or a function of a floating buffer's name and value that says
+            which others are averaged too.
         average_optimizer_state: whether momentum and the like are averaged too, instead of staying local.
         sync_on_epoch_end: whether the end of an epoch ends the round.
         eval_weights: ``"average"``: validation during the fit runs on the mean of the ranks, and the local weights
             come back afterwards bit for bit; ``"local"``: each rank validates its own.
         uneven_inputs: what to do where ranks have different numbers of batches. ``"error"``: raise before the first
-            step; ``"stop"``: end the epoch for all at the first averaging after some rank ran out.
+            step; ``"stop"``: end the epoch for all at the first averaging after some rank ran out; what needs all
+            ranks in a batch is refused then.
         across_nodes_every: every how many rounds the average spans all nodes, >= 1; the rounds between average
             within each node (hierarchical local SGD). Ends of epochs and of training span all nodes.
         node_size: how many consecutive ranks count as a node; None for the processes of a machine.
+        within_node: ``"local"``: every rank trains on its own between rounds; ``"ddp"``: the ranks of a node average
+            gradients in every step, and rounds are between nodes; ``"ddp_find_unused_parameters_true"``: as Lightning's
+            strategy of that name.
         outer_optimizer: from parameters to an optimizer that steps on the averaged change of the weights, such as
             ``functools.partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)`` (DiLoCo; SlowMo without
-            Nesterov); None for plain averaging. It sees all weights as one flat tensor.
+            Nesterov); None for plain averaging. It sees all weights as one flat tensor, or a fragment of them.
+        compress: ``"bf16"``: the change since the last round is sent as bfloat16, with error feedback; None: weights.
+        fragments: K, into how many parts the weights are cut, between tensors, each averaged at its own step of a
+            round (Streaming DiLoCo): the most bytes at one time are about 1/K. At most ``sync_every``.
+        rank_state: where a checkpoint keeps what each rank needs to go on bit for bit. ``"files"``: beside it, written
+            by each rank; ``"gather"``: in it, through the first rank's memory; ``"none"``: nowhere.
         accelerator: this and the rest as for Lightning's ``DDPStrategy``.
         parallel_devices: devices of this machine.
         cluster_environment: who starts the processes.
         checkpoint_io: who writes checkpoints.
         precision_plugin: who casts.
         process_group_backend: ``"gloo"`` or ``"nccl"``; None for the usual one of the device.
-        timeout: of a collective; None for PyTorch's default of 30 minutes.
+        timeout: of a collective, of all groups; None for PyTorch's default of 30 minutes.
         start_method: how the processes of a machine start.
 
     Attributes:
         local_step: steps since the fit began, those of the warm-up included; continued on resume, as the next three.
         since_sync: local steps in the open round.
-        n_syncs: rounds that ended.
-        bytes_communicated: payload this rank gave to averaging all-reduces: rounds, warm-up gradients, evaluation
-            and checkpoint averages; without the handshakes of a few bytes. 0 for one process.
+        n_syncs: averages of a round, or of a fragment, so far.
+        bytes_communicated: payload this rank gave to averaging: rounds, warm-up gradients, evaluation and checkpoint
+            averages; without the handshakes of a few bytes, and without what stays within a node of ``within_node``.
+            0 for one process.
         track_drift: whether to measure ``drift``, at the cost of one scalar all-reduce a round.
         drift: float64, shape ``(2,)``: mean over the ranks of the squared distance to their average, before
             averaging, and the squared norm of the average; over trained parameters, of the last round (of this node
@@ -603,7 +615,8 @@ class LocalSGDStrategy(DDPStrategy):
         same_ranks = saved["world_size"] == group_size() and saved["version"] == rank_state.VERSION
         if saved["version"] == rank_state.VERSION:
             compare_with_saved(self, saved["options"], in_mid_round=same_ranks and any(saved["steps_apart"]))
-            self._round.load_counters(saved, same_ranks=same_ranks)
+        self._round.load_counters(saved, same_ranks=same_ranks)
+        if saved["version"] == rank_state.VERSION:
             self._round.load_anchors(self._parameters(), saved["anchors"] if same_ranks else (), saved["outer"])
         pieces = self._pieces_of_this_rank(saved)
         own = cast(dict[str, Any], checkpoint)  # Lightning loads its schedulers next
