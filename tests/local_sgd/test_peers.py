@@ -121,8 +121,9 @@ def test_torchrun_restarts_a_killed_job_from_its_last_checkpoint(tmp_path: Path)
             trainer(strategy, 2, [saver, Dump(Path("ranks"))]).fit(Struck(), ckpt_path="last")
         """)
     )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     agent = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2", script],
+        [*torchrun, "--nproc-per-node=2", "--max-restarts=2", script],
         env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
