@@ -4,11 +4,19 @@ from typing import Any, get_args
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
-from lightning.pytorch.utilities.data import _update_dataloader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from lit_papers.datamodules.images import check_integer
+from lit_papers.local_sgd.internals import with_sampler
 from lit_papers.local_sgd.samplers import (
     RandomReshufflingSampler,
     SynchronizedShufflingSampler,
@@ -21,6 +29,9 @@ _SAMPLERS: dict[str, Any] = {
     "synchronized": SynchronizedShufflingSampler,
     "with_replacement": WithReplacementSampler,
 }
+
+# Samplers that draw every row once; others, and their children, may be somebody's split.
+_PLAIN = (SequentialSampler, RandomSampler, DistributedSampler, *_SAMPLERS.values())
 
 # Hooks that Lightning calls on a data module, but for `train_dataloader`. It asks first whether they are overridden.
 _HOOKS = (
@@ -110,15 +121,19 @@ class Sharded(LightningDataModule):
     ``[rN, (r+1)N)`` of the training set, as a machine in the paper does, and shuffles within them. The split is by
     position: a training set sorted by class gives every process other classes, which is the heterogeneity that the
     paper charges for. Batch size, workers, ``collate_fn``, ``drop_last`` and the like stay those of the wrapped
-    loader, and everything that is not about training is the wrapped module's, also its other attributes.
+    loader, and everything that is not about training is the wrapped module's, also its other attributes, read or
+    written (`BatchSizeFinder` writes ``batch_size``). A sampler that leaves rows out or weighs them is a choice that
+    sharding would undo, and is refused.
 
     Args:
-        datamodule: what to shard; its ``train_dataloader`` must return one loader of a map-style dataset.
+        datamodule: what to shard; its ``train_dataloader`` must return one loader of a map-style dataset that draws
+            all rows, each once: without a sampler of its own.
         sampling: ``"reshuffle"``, ``"synchronized"`` or ``"with_replacement"``.
         seed: of the order, at least 0.
 
     Raises:
-        TypeError: an argument is of the wrong type, or (before training) the loader cannot be sharded.
+        TypeError: an argument is of the wrong type, or (before training) the loader cannot be sharded; its sampler is
+            named.
         ValueError: an argument is out of range, or (before training) the samples are fewer than the processes, or
             their number on each process is no multiple of the processes (``"synchronized"``).
 
@@ -133,17 +148,20 @@ class Sharded(LightningDataModule):
         if not isinstance(datamodule, LightningDataModule):
             raise TypeError(f"`datamodule` must be a LightningDataModule, got {type(datamodule).__name__}")
         _check_sampling(sampling, seed)
-        self.datamodule = datamodule
         super().__init__()
         self.sampling = sampling
         self.seed = seed
-        self.prepare_data_per_node = datamodule.prepare_data_per_node
-        self.allow_zero_length_dataloader_with_multiple_devices = (
-            datamodule.allow_zero_length_dataloader_with_multiple_devices
-        )
+        for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
+            self.__dict__.pop(name, None)  # the wrapped module's count
+        self.__dict__["datamodule"] = datamodule  # from here on what is not ours is written to it
         # as attributes, so that a hook counts as overridden exactly where the wrapped module overrides it
         for hook in _HOOKS:
-            setattr(self, hook, getattr(datamodule, hook))
+            self.__dict__[hook] = getattr(datamodule, hook)
+
+    @property
+    def hparams(self) -> Any:
+        """The wrapped module's."""
+        return self.datamodule.hparams
 
     @property
     def trainer(self) -> Trainer | None:
@@ -152,12 +170,20 @@ class Sharded(LightningDataModule):
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
-        self.datamodule.trainer = trainer
+        if "datamodule" in self.__dict__:  # not while we are made
+            self.datamodule.trainer = trainer
 
     def __getattr__(self, name: str) -> Any:
         if name == "datamodule":  # asked for by pickle, before there is one
             raise AttributeError(name)
         return getattr(self.datamodule, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        ours = name in self.__dict__ or "datamodule" not in self.__dict__ or hasattr(type(self), name)
+        if ours:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.datamodule, name, value)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The wrapped module's loader with the sampler replaced."""
@@ -168,6 +194,7 @@ class Sharded(LightningDataModule):
                 f"Sharded needs one DataLoader of a map-style dataset from {type(self.datamodule).__name__}."
                 f"train_dataloader(), got {kind}"
             )
+        _check_draws_all_rows(loader, type(self.datamodule).__name__)
         trainer = self.trainer
         sampler = _SAMPLERS[self.sampling](
             loader.dataset,
@@ -175,8 +202,30 @@ class Sharded(LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             seed=self.seed,
         )
-        # what the Trainer itself uses to put a sampler in; it knows the arguments of DataLoader's children
-        return _update_dataloader(loader, sampler, mode=RunningStage.TRAINING)
+        return with_sampler(loader, sampler, RunningStage.TRAINING)
+
+
+def _check_draws_all_rows(loader: DataLoader[Any], owner: str) -> None:
+    """Refuse a sampler that does not draw every row once an epoch: what it leaves out may be the validation set."""
+    sampler: Any = loader.sampler
+    for name, kinds in (("batch_sampler", (BatchSampler, type(None))), ("sampler", _PLAIN)):
+        found = type(getattr(loader, name))
+        if found not in kinds:
+            raise TypeError(
+                f"Sharded replaces the {name} {found.__name__} of {owner}.train_dataloader(), which may leave rows out "
+                "or weigh them. Return a loader without it: a split as torch.utils.data.Subset(dataset, rows)"
+            )
+    if isinstance(sampler, (RandomSampler, SequentialSampler)):
+        drawn = sampler.num_samples if isinstance(sampler, RandomSampler) else len(sampler)
+        once = not getattr(sampler, "replacement", False)
+        rows = len(loader.dataset)  # type: ignore[arg-type]  # map-style
+        if not once or drawn != rows or len(sampler.data_source) != rows:
+            how = "with replacement" if not once else "an epoch"
+            raise TypeError(
+                f"Sharded replaces the sampler {type(sampler).__name__} of {owner}.train_dataloader(), which draws "
+                f"{drawn} of {rows} rows {how}: return a loader that draws each row once, such as DataLoader(..., "
+                "shuffle=True)"
+            )
 
 
 def _check_sampling(sampling: str, seed: int) -> None:

@@ -1,11 +1,12 @@
-"""What the ranks average, and the one buffer they average it in."""
+"""The one flat buffer that tensors are averaged in, and the groups of processes that average together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from lit_papers.local_sgd.functional import consensus_distance
 
@@ -15,41 +16,49 @@ def group_size(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def trained_parameters(optimizers: Iterable[Optimizer]) -> list[Tensor]:
-    """Parameters of all optimizers, each once, in the order of their groups.
-
-    ``requires_grad`` would not do (toggling an optimizer flips it), nor would ``grad is not None`` (ranks differ).
-    """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return _once(parameter for group in groups for parameter in group["params"])
-
-
-def float_buffers(module: nn.Module) -> list[Tensor]:
-    """Buffers that can be averaged, each once: floating or complex."""
-    return _once(buffer for buffer in module.buffers() if buffer.is_floating_point() or buffer.is_complex())
-
-
-def matching_state(optimizers: Iterable[Optimizer]) -> list[Tensor]:
-    """Optimizer state that is one number per parameter, such as momentum; counters (``step``) are left out."""
-    found: list[Tensor] = []
-    for optimizer in optimizers:
-        for parameter in trained_parameters([optimizer]):
-            state = optimizer.state.get(parameter, {})
-            for key in sorted(state, key=str):
-                value = state[key]
-                is_like = isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
-                if is_like and key != "step":
-                    found.append(value)
-    return found
-
-
-def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
-
-
-def numbers_in(tensors: Iterable[Tensor]) -> int:
+def numbers_in(tensors: Sequence[Tensor]) -> int:
     """How many real numbers the tensors hold."""
     return sum(tensor.numel() * (2 if tensor.is_complex() else 1) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Who averages with whom; None stands for all processes.
+
+    Attributes:
+        node: the processes of this node.
+        across: one process of each node, with this one's place in its node.
+    """
+
+    node: dist.ProcessGroup | None = None
+    across: dist.ProcessGroup | None = None
+
+    @staticmethod
+    def join(node_size: int, timeout: timedelta) -> "Groups":
+        """Make the groups; every process must call it.
+
+        Args:
+            node_size: consecutive ranks a node.
+            timeout: of a collective in either group.
+
+        Raises:
+            RuntimeError: ``node_size`` does not divide the processes.
+        """
+        size = group_size()
+        if size % node_size:
+            raise RuntimeError(f"node_size={node_size} does not divide the {size} processes")
+        if size == 1:
+            return Groups()
+        nodes = [list(range(first, first + node_size)) for first in range(0, size, node_size)]
+        node, _ = dist.new_subgroups_by_enumeration(nodes, timeout=timeout)
+        across, _ = dist.new_subgroups_by_enumeration([list(place) for place in zip(*nodes)], timeout=timeout)  # noqa: B905
+        return Groups(node, across)
+
+    def leave(self) -> None:
+        """Give the groups back; every process must call it."""
+        for group in (self.node, self.across):
+            if group is not None and dist.is_initialized():
+                dist.destroy_process_group(group)
 
 
 class Bucket:
@@ -57,12 +66,16 @@ class Bucket:
 
     Half and bfloat16 numbers are averaged in float32; everything is in float64 where one tensor is.
 
+    Args:
+        device: that the backend communicates from; None for that of the tensors.
+
     Attributes:
-        bytes_sent: payload that this process gave to all-reduces so far; nothing for a group of one.
+        bytes_sent: payload that this process gave to averaging so far; nothing for a group of one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self.bytes_sent = 0
+        self._device = device
         self._flat: Tensor | None = None
 
     def average(self, tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Tensor:
@@ -76,25 +89,68 @@ class Bucket:
             A view of the buffer, one number an entry, in the order of ``tensors``; valid until the next call.
         """
         flat = self.fill(tensors)
+        self.mean(flat, group)
+        return flat
+
+    def mean(self, flat: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """Replace a flat tensor by its mean over the group."""
         size = group_size(group)
-        if size > 1:
+        if size > 1 and flat.numel():
             dist.all_reduce(flat, group=group)
             flat.div_(size)
             self.bytes_sent += flat.numel() * flat.element_size()
-        return flat
 
-    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace gradients by their mean over all processes, as DDP does.
+    def mean_over_nodes(self, flat: Tensor, groups: Groups, mean: Callable[[Tensor], None] | None = None) -> None:
+        """Replace a flat tensor that is the same within each node by its mean over the nodes.
+
+        Each process averages its share of the numbers with its counterparts on the other nodes, so that the slow
+        links carry every number once a node; the shares are then gathered within the node.
+
+        Args:
+            flat: shape ``(P,)``.
+            groups: of `Groups.join`.
+            mean: what averages a share across the nodes; None for an all-reduce.
+        """
+        size, place = group_size(groups.node), dist.get_rank(groups.node)
+        share = -(-flat.numel() // size)
+        own = flat.new_zeros(share)
+        held = flat[place * share : (place + 1) * share]
+        own[: held.numel()] = held
+        if mean is None:
+            self.mean(own, groups.across)
+        else:
+            mean(own)
+        gathered = flat.new_empty(share * size)
+        dist.all_gather_into_tensor(gathered, own, group=groups.node)
+        flat.copy_(gathered[: flat.numel()])
+
+    def average_gradients(self, parameters: Sequence[Tensor], mean: Callable[[Tensor], None]) -> None:
+        """Replace gradients by their mean, as DDP does.
 
         A gradient that is None on some ranks counts as zeros there; one that is None on all stays None, so that no
-        optimizer decays a parameter which nobody used.
+        optimizer decays a parameter which nobody used. One that is sparse on some rank is sparse afterwards, with
+        the rows that any rank has.
+
+        Args:
+            parameters: the same on each rank.
+            mean: replaces a flat tensor by its mean over the ranks.
         """
-        has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = self.average([*gradients, has_gradient.to(parameters[0].device)])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
+        flags = [[p.grad is not None, p.grad is not None and p.grad.is_sparse] for p in parameters]
+        flat = self.fill([*gradients, torch.tensor(flags, dtype=torch.float32, device=parameters[0].device)])
+        mean(flat)
         self.spread(gradients, flat)
-        used_somewhere: list[bool] = (flat[-len(parameters) :] > 0).tolist()
-        for parameter, gradient, used in zip(parameters, gradients, used_somewhere, strict=True):
+        anywhere = (flat[-2 * len(parameters) :] > 0).view(-1, 2).tolist()
+        for parameter, gradient, (used, sparse) in zip(parameters, gradients, anywhere, strict=True):
+            if sparse:
+                rows = torch.zeros(len(parameter), dtype=torch.float32, device=parameter.device)
+                if parameter.grad is not None:
+                    rows[parameter.grad.coalesce().indices()[0]] = 1
+                mean(rows)
+                found = rows.nonzero().T  # (1, rows that some rank has)
+                gradient = torch.sparse_coo_tensor(
+                    found, gradient[found[0]], gradient.shape, is_coalesced=True, check_invariants=False
+                )
             if used:
                 parameter.grad = gradient
 
@@ -107,7 +163,7 @@ class Bucket:
         """Copy the tensors into the buffer and return the view that `average` would reduce."""
         real = [as_real(tensor) for tensor in tensors]
         dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in real) else torch.float32
-        numel, device = numbers_in(real), real[0].device
+        numel, device = numbers_in(real), self._device or real[0].device
         flat = self._flat
         if flat is None or flat.numel() < numel or flat.dtype != dtype or flat.device != device:
             flat = self._flat = torch.empty(numel, dtype=dtype, device=device)
@@ -142,9 +198,10 @@ def measure_drift(parameters: Sequence[Tensor], average: Tensor, group: dist.Pro
     """
     real = [as_real(parameter) for parameter in parameters]
     averages = pieces(average, real)
-    distance = torch.stack([consensus_distance(own, mean) for own, mean in zip(real, averages, strict=True)]).sum()
+    own = [consensus_distance(local.to(mean), mean) for local, mean in zip(real, averages, strict=True)]
+    distance = torch.stack(own).sum()
     if group_size(group) > 1:
         dist.all_reduce(distance, group=group)
         distance /= group_size(group)
-    norm = average[: numbers_in(parameters)].to(torch.float64).square().sum()
+    norm = torch.linalg.vector_norm(average[: numbers_in(parameters)], dtype=torch.float64).square()
     return torch.stack([distance, norm])

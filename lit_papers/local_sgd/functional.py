@@ -1,4 +1,4 @@
-"""How far apart the machines of local SGD have drifted."""
+"""How far the machines of local SGD have drifted apart, and what they may round away when they average."""
 
 import torch
 from torch import Tensor
@@ -27,4 +27,24 @@ def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
     """
     if local.shape != average.shape:
         raise ValueError(f"local and average must have one shape, got {tuple(local.shape)} and {tuple(average.shape)}")
-    return (local.to(torch.float64) - average.to(torch.float64)).square().sum()
+    return torch.linalg.vector_norm(local - average, dtype=torch.float64).square()
+
+
+def round_to_bfloat16(change: Tensor, owed: Tensor) -> Tensor:
+    """Round a change to bfloat16, with error feedback: what was owed is added, and what rounding takes is owed next.
+
+    Args:
+        change: any shape.
+        owed: same shape and type; replaced by the error of this rounding.
+
+    Returns:
+        bfloat16, the shape of ``change``.
+
+    >>> owed = torch.zeros(1)
+    >>> [round_to_bfloat16(torch.tensor([1.001]), owed).item() for _ in range(6)]  # steps of 2**-7 at 1
+    [1.0, 1.0, 1.0, 1.0078125, 1.0, 1.0]
+    """
+    exact = change + owed
+    rounded = exact.to(torch.bfloat16)
+    torch.sub(exact, rounded.to(exact.dtype), out=owed)
+    return rounded

@@ -1,6 +1,8 @@
 """What the ranks tell each other before they average, so that a difference is an error and never a hang."""
 
-from collections.abc import Mapping
+import hashlib
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ class Occasion(IntEnum):
     EVALUATION = 2
     CHECKPOINT = 3
     TRAINING_END = 4
+    STEP_WITHIN_NODE = 5
 
 
 class Leaving(IntEnum):
@@ -29,7 +32,7 @@ class Leaving(IntEnum):
 
 
 class Greeting(NamedTuple):
-    """One rank's row of the handshake: seven integers."""
+    """One rank's row of the handshake: integers."""
 
     occasion: int
     rounds: int
@@ -38,6 +41,9 @@ class Greeting(NamedTuple):
     leaving: int
     state_numbers: int
     requeue: int
+    moved: int
+    rate: int
+    rates: int
 
     def __str__(self) -> str:
         """For people."""
@@ -46,7 +52,14 @@ class Greeting(NamedTuple):
         return f"{wants} after {self.rounds} rounds and {self.steps} steps, {self.numbers} numbers{staying}"
 
 
-def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | None, *, even: bool) -> list[Greeting]:
+def exchange(
+    own: Greeting,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+    *,
+    even: bool,
+    wait: Callable[[dist.Work], None] | None = None,
+) -> list[Greeting]:
     """Gather the rows of a group, one small all-gather, and compare them.
 
     Args:
@@ -54,6 +67,7 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
         device: that the backend communicates from.
         group: processes that are about to average; None for all.
         even: whether all must have made as many steps, and leave the loop together.
+        wait: for the others, who may be late; None for as long as the group's time-out.
 
     Returns:
         The rows by rank of the group.
@@ -63,7 +77,12 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
     """
     mine = torch.tensor(own, dtype=torch.int64, device=device)
     rows = [torch.empty_like(mine) for _ in range(group_size(group))]
-    dist.all_gather(rows, mine, group=group)
+    work = dist.all_gather(rows, mine, group=group, async_op=True)
+    assert work is not None  # noqa: S101
+    if wait is None:
+        work.wait()
+    else:
+        wait(work)
     greetings = [Greeting(*row.tolist()) for row in rows]
     if len({greeting[:3] for greeting in greetings}) > 1:
         raise RuntimeError(
@@ -76,6 +95,28 @@ def exchange(own: Greeting, device: torch.device, group: dist.ProcessGroup | Non
             "pass uneven_inputs='stop' to end the epoch for all when the first runs out of data."
         )
     return greetings
+
+
+def rate_numbers(rates: Sequence[float]) -> tuple[int, int]:
+    """The bits of the first learning rate, and a digest of all."""
+    if not rates:
+        return 0, 0
+    bits: int = struct.unpack("<q", struct.pack("<d", rates[0]))[0]
+    digest = hashlib.blake2b(struct.pack(f"<{len(rates)}d", *rates), digest_size=7).digest()
+    return bits, int.from_bytes(digest, "little")
+
+
+def differing_rates(greetings: Sequence[Greeting]) -> str | None:
+    """What to tell the user where learning rates differ between the ranks; None where they do not."""
+    if len({greeting.rates for greeting in greetings}) == 1:
+        return None
+    first = [struct.unpack("<d", struct.pack("<q", greeting.rate))[0] for greeting in greetings]
+    found = f"{first}" if len(set(first)) > 1 else f"{first} in the first parameter group, others in another"
+    return (
+        f"the learning rates of the ranks differ: {found}. Local SGD averages weights of steps of unlike length. Where "
+        "ReduceLROnPlateau decides, let it monitor a metric that is the same on all ranks: "
+        "self.log(..., sync_dist=True)"
+    )
 
 
 def compare_settings(settings: Mapping[str, Any], *, even: bool) -> None:

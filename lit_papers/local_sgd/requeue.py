@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
+
+from lit_papers.local_sgd.internals import is_auto_requeue
 
 if TYPE_CHECKING:
     from lit_papers.local_sgd.strategy import LocalSGDStrategy
@@ -39,7 +40,7 @@ class RequeueAfterRound(Callback):
         if environment.requeue_signal is None or threading.current_thread() is not threading.main_thread():
             return
         handler = signal.getsignal(environment.requeue_signal)
-        if isinstance(handler, _HandlersCompose):
+        if callable(handler) and is_auto_requeue(handler):
             self._signal, self._save_and_requeue = environment.requeue_signal, handler
             signal.signal(self._signal, self._take_note)
 

@@ -44,7 +44,7 @@ def test_sigterm_in_the_middle_of_a_round_ends_both_processes(tmp_path: Path) ->
         wait_for(tmp_path / "started_0", tmp_path / "started_1")
         process.send_signal(signal.SIGTERM)
         begin = time.monotonic()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=240)
     finally:
         end_group(process.pid)
     assert time.monotonic() - begin < 15
@@ -117,7 +117,7 @@ def run_under_slurm(script: Path, folder: str) -> list[dict]:
         for rank in "01"
     ]  # fmt: skip
     try:
-        outputs = [task.communicate(timeout=100)[0] for task in tasks]
+        outputs = [task.communicate(timeout=240)[0] for task in tasks]
     finally:
         for task in tasks:
             end_group(task.pid)
@@ -125,7 +125,7 @@ def run_under_slurm(script: Path, folder: str) -> list[dict]:
     return [torch.load(script.parent / folder / f"rank_{rank}.pt", weights_only=True) for rank in "01"]
 
 
-def wait_for(*paths: Path, seconds: float = 60) -> None:
+def wait_for(*paths: Path, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not all(path.exists() for path in paths):
         assert time.monotonic() < end, "the processes did not start in time"

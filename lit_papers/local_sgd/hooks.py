@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_papers.local_sgd import internals
 from lit_papers.local_sgd.handshake import Leaving
 from lit_papers.local_sgd.requeue import RequeueAfterRound
 
@@ -33,18 +34,11 @@ class RoundHooks(Callback):
         """Take those of this or an earlier fit out of a trainer, with what they changed in its loops."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, (RoundHooks, RequeueAfterRound))]
-        trainer.fit_loop.epoch_loop.__dict__.pop("_broadcast_sigterm_tensor", None)
+        internals.broadcast_sigterm_always(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the ranks' settings, and keep the loop from communicating on each batch."""
-        loop = trainer.fit_loop.epoch_loop
-        broadcast = loop._broadcast_sigterm_tensor  # a collective before each batch: only where the ranks just met
-
-        def broadcast_where_the_ranks_met() -> None:
-            if self._strategy.ranks_just_met():
-                broadcast()
-
-        loop._broadcast_sigterm_tensor = broadcast_where_the_ranks_met  # type: ignore[method-assign]
+        internals.broadcast_sigterm_only(trainer, self._strategy.ranks_just_met)
         self._strategy.start_training(trainer)
         self._validate_at_the_last_batch(trainer)  # a resumed epoch does not start again
 
@@ -57,6 +51,10 @@ class RoundHooks(Callback):
         if self._strategy.uneven_inputs == "stop":
             trainer.val_check_batch = float("inf")
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From here on this rank may be alone at its batch."""
+        self._strategy.in_batch = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -64,17 +62,17 @@ class RoundHooks(Callback):
         told = self._strategy.end_batch(leaving(trainer))
         if told == Leaving.NO or self._strategy.uneven_inputs == "error":
             return
-        loop = trainer.fit_loop.epoch_loop
-        if not loop._num_ready_batches_reached():
-            # Lightning steps epoch-wise schedulers before this hook, on the ranks that knew
-            loop.batch_progress.is_last_batch = True
-            loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        loop.batch_progress.is_last_batch = True
+        internals.end_epoch_here(trainer)
         if told == Leaving.TRAINING:
             trainer.should_stop = True
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All ranks validate together."""
+        self._strategy.in_batch = False
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average where the epoch ended otherwise than with the loader's last batch."""
+        self._strategy.in_batch = False
         self._strategy.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,6 +84,6 @@ def leaving(trainer: Trainer) -> Leaving:
     """Whether this rank's training loop is over after the present batch."""
     loop = trainer.fit_loop.epoch_loop
     out_of_steps = 0 <= loop.max_steps <= loop.global_step
-    if out_of_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early):
+    if out_of_steps or (trainer.should_stop and internals.may_stop(trainer)):
         return Leaving.TRAINING
-    return Leaving.EPOCH if loop._num_ready_batches_reached() else Leaving.NO
+    return Leaving.EPOCH if internals.out_of_batches(trainer) else Leaving.NO

@@ -1,0 +1,77 @@
+"""What of a module and its callbacks counts as state, without a Trainer."""
+
+import copy
+
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from lit_papers.local_sgd.inventory import Inventory
+
+
+class Project(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.teacher = copy.deepcopy(self.student)
+        self.frozen = nn.Linear(3, 3)
+        self.register_buffer("queue", torch.randn(4, 3))
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+
+
+def project() -> tuple[Project, Inventory, list[torch.optim.Optimizer]]:
+    module = Project()
+    callback = EMAWeightAveraging()
+    callback._average_model = AveragedModel(module)  # as its `setup` does
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(module.student.parameters(), 0.1)]
+    inventory = Inventory(module, [callback])
+    inventory.watch(optimizers)
+    return module, inventory, optimizers
+
+
+def test_teachers_are_what_moves_without_an_optimizer() -> None:
+    module, inventory, optimizers = project()
+    assert inventory.look(optimizers) == 0
+    assert inventory.followers(optimizers) == []
+    module.teacher[0].weight.data.mul_(0.9)  # no version counter sees this
+    digest = inventory.look(optimizers)
+    assert digest != 0
+    assert [id(value) for value in inventory.followers(optimizers)] == [id(module.teacher[0].weight)]
+    assert inventory.look(optimizers) == digest
+
+
+def test_equal_entries_that_move_alike_are_seen() -> None:
+    module, inventory, optimizers = project()
+    with torch.no_grad():
+        module.teacher[1].weight.mul_(0.999)  # all were 1
+    inventory.look(optimizers)
+    assert inventory.moved == {"teacher.1.weight"}
+
+
+def test_statistics_are_averaged_and_other_buffers_are_each_ranks_own() -> None:
+    module, inventory, optimizers = project()
+    norms = (module.student[1], module.teacher[1])
+    expected = {id(buffer) for norm in norms for buffer in (norm.running_mean, norm.running_var)}
+    assert {id(buffer) for buffer in inventory.statistics()} == expected
+    assert set(inventory.own_buffers()) == {"queue", "mask"}
+    assert "mask" not in inventory.saved_buffers()
+    assert "position" in inventory.saved_buffers()
+    module.queue[0] = 1
+    inventory.look(optimizers)
+    assert inventory.moving_buffers() == ["queue"]
+    assert Inventory(module, average_buffers=False).statistics() == []
+    more = Inventory(module, average_buffers=lambda name, value: name == "queue")
+    assert set(more.own_buffers()) == {"mask"}
+
+
+def test_models_of_callbacks_are_found_once_they_move() -> None:
+    _, inventory, optimizers = project()
+    (name,) = inventory.callback_models()
+    assert name == "0.EMAWeightAveraging._average_model"
+    assert inventory.moving_models() == []
+    with torch.no_grad():
+        next(inventory.callback_models()[name].parameters()).add_(1)
+    inventory.look(optimizers)
+    assert len(inventory.moving_models()) == 1
