@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_papers.plotting import save_figure
+from lit_papers.run_folder import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +116,8 @@ class Record(Callback, ABC):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figures into the folder of the run and to loggers that take them."""
-        if trainer.is_global_zero and self.history:
+        somewhere = run_folder(trainer) is not None or trainer.loggers  # drawing takes a second
+        if trainer.is_global_zero and self.history and somewhere:
             for name, figure in self.figures().items():
                 save_figure(figure, trainer, name)
 
