@@ -387,12 +387,12 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in received:
-            handler = handlers[signal.Signals(number)]
+        for came, frame in received:
+            handler = handlers[signal.Signals(came)]
             if callable(handler):
-                handler(number, frame)
+                handler(came, frame)
             else:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), came)
 
 
 def _signal_of(status: int) -> signal.Signals | None:

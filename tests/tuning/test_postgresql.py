@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 
 from lit_papers.tuning.search import counts
 from lit_papers.tuning.storage import open_storage
-from tests.processes import default_signals, started
+from tests.processes import default_signals, end_group, started
 from tests.tuning.test_search import ROOT, play, write
 
 __all__ = ["play"]  # a fixture
@@ -58,8 +59,11 @@ def database() -> Iterator[str]:
                 pytest.fail("the server does not answer")
             yield f"postgresql://me@127.0.0.1:{port}/postgres"
         finally:
-            server.terminate()
-            server.wait(30)
+            server.send_signal(signal.SIGINT)  # "fast": SIGTERM would wait for our own connection to close
+            try:
+                server.wait(60)
+            finally:
+                end_group(server.pid)
 
 
 @pytest.mark.parametrize("method", ["random", "grid"])
