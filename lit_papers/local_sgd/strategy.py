@@ -379,6 +379,7 @@ class LocalSGDStrategy(DDPStrategy):
         if several:
             numbers = self._round.numbers(parameters, due) + numbers_in(buffers)
             told, state_is_alike = self._greet(occasion, numbers, leaving, group, numbers_in(state))
+            over = over or (bool(told) and self.uneven_inputs == "stop")  # for all, where one is out of data
             if not state_is_alike:  # a scaler skipped the first step on some rank
                 state = []
         alike = [*state, *self._state_of_rank.followers(self.optimizers)] if several else state
@@ -502,11 +503,12 @@ class LocalSGDStrategy(DDPStrategy):
             return [], []
         weights = self._parameters() if self._round.weights_apart else []
         buffers = self._inventory.statistics() if self._round.batches_apart else []
-        if not (self._round.weights_apart or self._round.batches_apart or self._round.models_apart):
+        models_apart = self._round.models_apart and bool(self._inventory.callback_models())
+        if not (self._round.weights_apart or self._round.batches_apart or models_apart):
             return [], []
         self._greet(occasion, numbers_in([*weights, *buffers]))
         followers = self._inventory.followers(self.optimizers) if self._round.batches_apart else []
-        models = self._inventory.moving_models() if self._round.models_apart else []
+        models = self._inventory.moving_models() if models_apart else []
         return [*weights, *followers, *models], buffers
 
     def _average_in_place(self, occasion: Occasion) -> None:
