@@ -21,7 +21,7 @@ from lit_papers.convex_relu.arrangements import (
     sample_arrangements,
 )
 from lit_papers.convex_relu.networks import network_output, to_network
-from lit_papers.convex_relu.problem import Loss
+from lit_papers.convex_relu.losses import Loss
 from lit_papers.convex_relu.solvers import solve_relu
 
 

@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_papers.convex_relu.losses import Loss, loss_value
 from lit_papers.convex_relu.networks import to_network
-from lit_papers.convex_relu.problem import Loss, check_beta, loss_value
+from lit_papers.convex_relu.problem import check_beta
 from lit_papers.convex_relu.solution import ConvexSolution
 
 
