@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_papers.convex_relu.certificates import price
 from lit_papers.convex_relu.losses import Loss
+from lit_papers.convex_relu.polish import distinct_neurons
 from lit_papers.convex_relu.problem import Problem, check_network, import_scipy_optimize
 from lit_papers.convex_relu.solution import ConvexSolution
 
@@ -33,6 +34,7 @@ class OptimalSet:
         output: (n,) outputs of every optimal network.
         total_mass: ``sum_j |u_j| |alpha_j|`` of every optimal network.
         problem: whose optima they are.
+        accuracy: how far `output` may be from the exact one, relative to its norm.
     """
 
     directions: Tensor
@@ -41,6 +43,7 @@ class OptimalSet:
     output: Tensor
     total_mass: float
     problem: Problem
+    accuracy: float
 
     @property
     def beta(self) -> float:
@@ -59,8 +62,11 @@ class OptimalSet:
 
     @property
     def scaled(self) -> tuple[Tensor, Tensor]:
-        """`fits` and `output` in the problem's units."""
-        return self.fits / self.problem.x_unit, self.output / self.problem.y_unit
+        """`fits` and `output` for shares of the total mass, and outputs of norm 1: linear programs have no units."""
+        size = self.output.norm()
+        if self.total_mass == 0 or size == 0:
+            return self.fits / self.problem.x_unit, self.output / self.problem.y_unit
+        return self.fits * (self.total_mass / size), self.output / size
 
     @cached_property
     def _largest(self) -> Tensor:
@@ -74,7 +80,7 @@ class OptimalSet:
             answer = optimize.linprog(cost, A_eq=fits, b_eq=output, bounds=(0, None))
             # an output known to rounding can make a square system infeasible: the masses are unique there
             point = answer.x if answer.status == 0 else optimize.nnls(fits, output)[0]
-            rows.append(self.mass_unit * torch.from_numpy(point))
+            rows.append(self.total_mass * torch.from_numpy(point))
         return torch.stack(rows) if rows else self.fits.new_zeros(0, 0)
 
     @property
@@ -102,24 +108,29 @@ class OptimalSet:
         if k == 0:
             return self.fits.new_zeros(0)
         fits, output = (part.numpy() for part in self.scaled)
-        most = 2 * self.total_mass / self.mass_unit
-        slack = 1e-9 * max(float(np.linalg.norm(output)), 1e-9)
         used = np.concatenate([np.zeros(k), np.ones(k)])
-        answer = optimize.milp(
-            used,
-            integrality=used,
-            bounds=optimize.Bounds(0, np.concatenate([np.full(k, np.inf), np.ones(k)])),
-            constraints=[
-                optimize.LinearConstraint(np.hstack([fits, np.zeros_like(fits)]), output - slack, output + slack),
-                optimize.LinearConstraint(np.hstack([np.eye(k), -most * np.eye(k)]), -np.inf, 0),
-            ],
-        )
-        if answer.x is None:
+        limits = optimize.LinearConstraint(np.hstack([np.eye(k), -2 * np.eye(k)]), -np.inf, 0)
+        slack = 1e-9 + self.accuracy
+        for loosened in (slack, 10 * slack, 100 * slack):
+            answer = optimize.milp(
+                used,
+                integrality=used,
+                bounds=optimize.Bounds(0, np.concatenate([np.full(k, np.inf), np.ones(k)])),
+                constraints=[
+                    optimize.LinearConstraint(
+                        np.hstack([fits, np.zeros_like(fits)]), output - loosened, output + loosened
+                    ),
+                    limits,
+                ],
+            )
+            if answer.x is not None:
+                break
+        else:
             raise ArithmeticError(f"the mixed-integer program for the narrowest optimum failed: {answer.message}")
-        support = answer.x[:k] > 0.5e-7 * most
+        support = answer.x[:k] > 1e-7
         masses = np.zeros(k)
         masses[support] = optimize.nnls(fits[:, support], output)[0]
-        return self.mass_unit * torch.from_numpy(masses)
+        return self.total_mass * torch.from_numpy(masses)
 
     def vertices(self, *, max_atoms: int = 14) -> Tensor:
         """Vertices of the polytope, (v, k): the optima that cannot lose a neuron.
@@ -231,7 +242,7 @@ class OptimalSet:
         if len(masses) == 0:
             return True
         misfit = float((self.fits @ masses - self.output).norm())
-        return bool(masses.min() >= -tol * self.total_mass) and misfit <= tol * float(self.output.norm())
+        return bool(masses.min() >= -tol * self.total_mass) and misfit <= (tol + 2 * self.accuracy) * float(self.output.norm())
 
 
 def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 1e-6) -> OptimalSet:
@@ -265,13 +276,7 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         )
     outputs = solution.blocks.outputs(problem.x, solution.arrangements.patterns)
     found = price(problem.x, solution.nu, solution.arrangements, least=problem.beta * (1 - tol))
-    kept: list[int] = []
-    for index, value in enumerate(found.values.tolist()):
-        # the neurons next to an atom fall short of beta by the square of their distance
-        lack = max(0.0, 1 - value / problem.beta)
-        near = (found.vectors[kept] - found.vectors[index]).norm(dim=1) <= 1e-6 + 2 * (2 * lack) ** 0.5
-        if not bool((near & (found.signs[kept] == found.signs[index])).any()):
-            kept.append(index)
+    kept = distinct_neurons(found, problem.beta)
     directions, signs = found.vectors[kept], found.signs[kept]
     return OptimalSet(
         directions=directions,
@@ -280,6 +285,8 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         output=problem.y_unit * outputs,
         total_mass=problem.y_unit / problem.x_unit * float(solution.blocks.vectors.norm(dim=1).sum()),
         problem=problem,
+        # the loss is strongly convex in the outputs: by the gap they are this near
+        accuracy=(2 * max(solution.value - solution.bound, 0.0)) ** 0.5 / max(float(outputs.norm()), 1e-300),
     )
 
 

@@ -132,8 +132,10 @@ def path_to_optimum(x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, optimal
     fits = ((x @ pool_directions.T).clamp_min(0) * pool_signs).numpy()
     begin = np.concatenate([masses[used].numpy(), np.zeros(len(atoms))])
     # its tolerances are for data of unit size
-    unit, (_, output) = optimal.mass_unit, optimal.scaled
-    scaled = _parametric_simplex(fits / optimal.problem.x_unit, begin / unit, output.numpy())
+    unit = optimal.mass_unit
+    scaled = _parametric_simplex(
+        fits / optimal.problem.x_unit, begin / unit, (optimal.output / optimal.problem.y_unit).numpy()
+    )
     moves = [(unit * low, unit * high) for low, high in scaled]
 
     slots = {column: int(slot) for column, slot in enumerate(used)}

@@ -7,23 +7,28 @@ off an accurate solution; with those fixed to zero, what is left is smooth and N
 import torch
 from torch import Tensor
 
+from lit_papers.convex_relu.certificates import Prices, price
 from lit_papers.convex_relu.losses import loss_gradient, loss_value, per_row
-from lit_papers.convex_relu.problem import Problem
+from lit_papers.convex_relu.problem import Problem, import_scipy_optimize
 from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify
 
 _DONE = 1e-13  # relative gap: float64 certifies little more
 
 
 def polish(solution: ConvexSolution) -> ConvexSolution:
-    """Refine an accurate solution of the ReLU program; it is returned unchanged where its certified gap cannot shrink."""
+    """Refine an accurate solution of the ReLU program; it is returned unchanged where its certified gap cannot shrink.
+
+    Where the neurons lie is read off the solution at several tolerances, and off its dual variable: the best neurons of
+    all cones show their boundaries exactly.
+    """
     best, problem, patterns = solution, solution.problem, solution.arrangements.patterns
-    for tol in (1e-4, 1e-5, 1e-6, 1e-3):
+    for tol, from_dual in ((1e-4, False), (1e-5, True), (1e-4, True), (1e-6, False), (1e-3, False), (1e-3, True)):
         if best.relative_gap < _DONE:
             break
-        blocks = best.blocks.longer_than(tol)
+        blocks = _atoms(best, tol) if from_dual else best.blocks.longer_than(tol)
         if len(blocks.columns) == 0:
-            break
-        blocks, faces = _faces(problem.x, blocks, tol)
+            continue
+        blocks, faces = _faces(problem.x, blocks, 1e-9 if from_dual else tol)
         if not faces:
             continue
         refined = _newton(problem, patterns, blocks, faces).in_cones(problem.x, patterns)
@@ -31,6 +36,32 @@ def polish(solution: ConvexSolution) -> ConvexSolution:
         if candidate.value - candidate.bound < best.value - best.bound:
             best = candidate
     return best
+
+
+def _atoms(solution: ConvexSolution, tol: float) -> Blocks:
+    """The best neurons of the blocks within `tol` of beta, with masses that give the solution's outputs."""
+    problem = solution.problem
+    outputs = solution.blocks.outputs(problem.x, solution.arrangements.patterns)
+    found = price(problem.x, solution.nu, solution.arrangements, least=problem.beta * (1 - tol))
+    kept = distinct_neurons(found, problem.beta)
+    fits = (problem.x @ found.vectors[kept].T).clamp_min(0) * found.signs[kept]
+    masses = torch.from_numpy(import_scipy_optimize().nnls(fits.numpy(), outputs.numpy())[0]) if len(kept) else fits[0]
+    blocks = Blocks(found.columns[kept], found.signs[kept], masses[:, None] * found.vectors[kept])
+    return blocks.longer_than(1e-9)
+
+
+def distinct_neurons(found: Prices, beta: float) -> list[int]:
+    """The places of the neurons that are not next to a better one of the same sign.
+
+    The neurons beside an optimal one fall short of beta by the square of their distance.
+    """
+    kept: list[int] = []
+    for place, value in enumerate(found.values.tolist()):
+        lack = max(0.0, 1 - value / beta)
+        near = (found.vectors[kept] - found.vectors[place]).norm(dim=1) <= 1e-6 + 2 * (2 * lack) ** 0.5
+        if not bool((near & (found.signs[kept] == found.signs[place])).any()):
+            kept.append(place)
+    return kept
 
 
 def _faces(x: Tensor, blocks: Blocks, tol: float) -> tuple[Blocks, list[Tensor]]:
