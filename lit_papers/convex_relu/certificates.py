@@ -83,7 +83,9 @@ def price(x: Tensor, nu: Tensor, arrangements: Arrangements, *, least: float | N
         best = max(best, float(upper.max()))
         found.append((chosen, points, upper))
         start, count = start + count, min(2 * count, _columns(x))
-    blocks, points, values = (torch.cat(part) for part in zip(*found, strict=True)) if found else (order[:0], pull[:0], bounds[:0])
+    blocks, points, values = (
+        (torch.cat(part) for part in zip(*found, strict=True)) if found else (order[:0], pull[:0], bounds[:0])
+    )
     rest = float(bounds[order[start]]) if start < len(order) else 0.0
     falling = values.argsort(descending=True, stable=True)
     if least is not None:
@@ -149,7 +151,7 @@ def _bend(x: Tensor, against: Tensor) -> float:
 
 
 def _over_patterns(x: Tensor, nu: Tensor, arrangements: Arrangements) -> float:
-    """Upper bound for several outputs: the largest singular value of ``nu^T D x``, or what the outputs allow one by one."""
+    """Upper bound for several outputs: the largest singular value of ``nu^T D x``, or the outputs one by one."""
     apart = math.hypot(*(price(x, column, arrangements).sup for column in nu.T))
     together = 0.0
     for part in arrangements.patterns.split(max(1, _columns(x) // nu.shape[1]), 1):

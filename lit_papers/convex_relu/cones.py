@@ -1,7 +1,7 @@
 """Projections on the cones of activation patterns: many at once, and one with all the care of a library.
 
-By Moreau the projection of `c` on ``{u : rows @ u >= 0}`` is ``c + rows^T lam`` for the non-negative `lam` that makes it
-shortest: non-negative least squares with d equations, of which at most d multipliers are not zero. Whatever `lam` one
+By Moreau the projection of `c` on ``{u : rows @ u >= 0}`` is ``c + rows^T lam`` for the non-negative `lam` that makes
+it shortest: non-negative least squares with d equations, of which at most d multipliers are not zero. Whatever `lam` one
 stops at, the length is an upper bound on the projection's: this is what certificates rest on.
 """
 
@@ -66,7 +66,7 @@ def _sweep(c: Array, side: Array, units: Array) -> Array:
     open_, adding = np.arange(count), np.ones(count, dtype=bool)
     unsettled: list[int] = []
     diagonal = np.arange(d)
-    for sweep in range(10 * d + 20):
+    for _ in range(10 * d + 20):
         inner = (points[open_] @ units.T) * side[open_] if len(units) else np.zeros((len(open_), 1))
         worst = inner.argmin(1)
         violated = inner[np.arange(len(open_)), worst] < -_VIOLATED

@@ -197,7 +197,9 @@ def _descend(problem: Problem, weight: Tensor, alpha: Tensor, deadline: float) -
         u, a = u.view(shapes[0]), a.view(shapes[1])
         hidden = (x @ u.T).clamp_min(0)
         outputs = hidden @ a + (c.view(bias.shape) if free else 0.0)
-        value = loss_value(outputs, y, problem.loss, problem.weights) + 0.5 * beta * (u.square().sum() + a.square().sum())
+        value = loss_value(outputs, y, problem.loss, problem.weights) + 0.5 * beta * (
+            u.square().sum() + a.square().sum()
+        )
         nu = loss_gradient(outputs, y, problem.loss, problem.weights)
         pulls = nu @ a.T if nu.ndim == 2 else nu[:, None] * a
         slopes = [(((hidden > 0) * pulls).T @ x + beta * u).reshape(-1), (hidden.T @ nu + beta * a).reshape(-1)]

@@ -44,7 +44,7 @@ def loss_value(z: Tensor, y: Tensor, loss: Loss, weights: Tensor | None = None) 
 
 
 def loss_gradient(z: Tensor, y: Tensor, loss: Loss, weights: Tensor | None = None) -> Tensor:
-    """Gradient of `loss_value` with respect to `z`, shaped as it: the dual variable nu that belongs to these outputs."""
+    """Gradient of `loss_value` with respect to `z`, shaped as it: the dual variable nu of these outputs."""
     if loss == "squared":
         gradient = z - y
     elif loss == "logistic":
@@ -102,7 +102,9 @@ def best_bias(z: Tensor, y: Tensor, loss: Loss, weights: Tensor | None = None) -
             chance = (z + bias).softmax(1)
             curvature = torch.diag(shares @ chance) - chance.T @ (shares[:, None] * chance)
             # the constant vector is its null space, and no class needs a curvature of zero
-            step = -torch.linalg.solve(curvature + 1e-12 * torch.eye(len(bias), dtype=z.dtype) + 1 / len(bias), gradient)
+            step = -torch.linalg.solve(
+                curvature + 1e-12 * torch.eye(len(bias), dtype=z.dtype) + 1 / len(bias), gradient
+            )
         length = 1.0
         while length > 1e-9:
             following = (bias + length * step).clamp(-_FARTHEST - z.abs().max(), _FARTHEST + z.abs().max())

@@ -242,7 +242,9 @@ class OptimalSet:
         if len(masses) == 0:
             return True
         misfit = float((self.fits @ masses - self.output).norm())
-        return bool(masses.min() >= -tol * self.total_mass) and misfit <= (tol + 2 * self.accuracy) * float(self.output.norm())
+        return bool(masses.min() >= -tol * self.total_mass) and misfit <= (tol + 2 * self.accuracy) * float(
+            self.output.norm()
+        )
 
 
 def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 1e-6) -> OptimalSet:
@@ -272,7 +274,8 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
     if solution.relative_gap > tol**2:
         raise ValueError(
             f"the solution's relative gap is {solution.relative_gap:.1e}, and to tell optimal neurons at tol={tol} takes "
-            f"{tol**2:.0e}: solve with polish=True and a smaller tol; if it was, take tol={solution.relative_gap**0.5:.0e}."
+            f"{tol**2:.0e}: solve with polish=True and a smaller tol; if it was, take "
+            f"tol={solution.relative_gap**0.5:.0e} here."
         )
     outputs = solution.blocks.outputs(problem.x, solution.arrangements.patterns)
     found = price(problem.x, solution.nu, solution.arrangements, least=problem.beta * (1 - tol))

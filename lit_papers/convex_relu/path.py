@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_papers.convex_relu.optimal_set import OptimalSet
 from lit_papers.convex_relu.losses import Loss, loss_value
+from lit_papers.convex_relu.optimal_set import OptimalSet
 from lit_papers.convex_relu.problem import Problem, check_features, check_network, check_targets
 
 Array = NDArray[np.float64]

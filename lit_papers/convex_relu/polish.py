@@ -85,9 +85,7 @@ def _faces(x: Tensor, blocks: Blocks, tol: float) -> tuple[Blocks, list[Tensor]]
     return Blocks(blocks.columns[first[kept]], signatures[kept, -1], vectors[kept]), faces
 
 
-def _newton(
-    problem: Problem, patterns: Tensor, blocks: Blocks, faces: list[Tensor], max_steps: int = 40
-) -> Blocks:
+def _newton(problem: Problem, patterns: Tensor, blocks: Blocks, faces: list[Tensor], max_steps: int = 40) -> Blocks:
     """Minimise over the coordinates of each block in its face, and the output bias."""
     x, y, beta = problem.x, problem.y, problem.beta
     gates = patterns[:, blocks.columns].to(x.dtype)

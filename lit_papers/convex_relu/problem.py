@@ -218,7 +218,7 @@ class Problem:
 
     @cached_property
     def at_zero(self) -> float:
-        """Loss of the network without neurons in these units, with the best output bias: the scale of all tolerances."""
+        """Loss of the network without neurons, with the best output bias, in these units: the scale of tolerances."""
         return float(self.value(torch.zeros_like(self.y)))
 
     def scaled(self, weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,10 +259,8 @@ class Problem:
         `nu` is scaled into the feasible set, and to where the dual objective is largest on its ray.
         """
         if self.loss == "squared":
-            if self.weights is None:
-                size = float(nu.square().sum())
-            else:
-                size = float((nu.square().T / self.weights).sum())
+            squares = nu.square().T if self.weights is None else nu.square().T / self.weights
+            size = float(squares.sum())
             if size == 0:
                 return 0.0
             best = -float((nu * self.y).sum()) / size

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements, check_arrangements
 from lit_papers.convex_relu.certificates import DualNorm, dual_bound, dual_norm
-from lit_papers.convex_relu.polish import polish as polish_solution
 from lit_papers.convex_relu.losses import Loss
+from lit_papers.convex_relu.polish import polish as polish_solution
 from lit_papers.convex_relu.problem import Problem, check_features
 from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify
 

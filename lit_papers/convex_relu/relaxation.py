@@ -1,11 +1,12 @@
 r"""A lower bound for data of any size: the best dual variable of a relaxed constraint.
 
-The dual constraint ``max_{|u| = 1} |nu^T (x u)_+| <= beta`` is hard in many dimensions. With ``(t)_+ = (t + |t|) / 2`` and
+The dual constraint ``max_{|u| = 1} |nu^T (x u)_+| <= beta`` is hard in many dimensions. With ``(t)_+ = (t + |t|) / 2``
+and
 
 .. math::  t^2 / |x_k| \le |t| \le (a_k + t^2 / a_k) / 2  \quad\text{for } t = x_k \cdot u,\ |u| = 1,\ a_k > 0
 
-it is implied by one on a quadratic function on the sphere, whose maximum is known (More and Sorensen, 1983). The bound of a
-network's own dual variable, scaled down until it satisfies that, says little about large data. But any variable will
+it is implied by one on a quadratic function on the sphere, whose maximum is known (More and Sorensen, 1983). The bound
+of a network's own dual variable, scaled down until it satisfies that, says little about large data. But any variable will
 do: here it is the one that makes the bound largest, and the `a_k` with it.
 """
 
@@ -103,8 +104,8 @@ def largest_on_the_sphere(linear: Tensor, quadratic: Tensor) -> tuple[Tensor, Te
     """Maximise ``linear . u + u . quadratic u`` over unit `u`, for many problems at once.
 
     Returns:
-        Upper bounds (b,), tight up to rounding: values of the Lagrangian dual ``mu + sum_i l_i^2 / (4 (mu - e_i))`` above
-        the largest eigenvalue; and maximisers (b, d), near unit length.
+        Upper bounds (b,), tight up to rounding: values of the Lagrangian dual ``mu + sum_i l_i^2 / (4 (mu - e_i))``
+        above the largest eigenvalue; and maximisers (b, d), near unit length.
     """
     values, vectors = torch.linalg.eigh(quadratic)
     parts = (vectors.transpose(1, 2) @ linear[:, :, None])[:, :, 0]

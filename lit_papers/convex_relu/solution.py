@@ -100,7 +100,7 @@ class ConvexSolution:
 
     @property
     def weights(self) -> Tensor:
-        """(2, d, p): vectors inside cone i of the positive (index 0) and negative (1) output sign; (1, d, p) if gated."""
+        """(2, d, p): vectors inside cone i of output sign +1 (index 0) and -1 (1); (1, d, p) if gated."""
         unit = self.problem.y_unit / self.problem.x_unit
         return unit * self.blocks.dense(len(self.arrangements), gated=self.gated)
 

@@ -181,6 +181,14 @@ def solve(
     return polish(best) if best is not None and best.relative_gap > 0 else best
 
 
+def blocks_of(problem: Problem, arrangements: Arrangements, weight: Tensor, alpha: Tensor) -> Blocks:
+    """A user's network as blocks of the program, to start from; neurons whose pattern is not there are left out."""
+    weight, alpha = problem.scaled(weight, alpha)
+    columns = PatternIndex(problem.x, arrangements).columns(problem.x @ weight.T > 0)
+    there = (columns >= 0) & (alpha != 0)
+    return Blocks(columns[there], alpha[there].sign(), alpha[there].abs()[:, None] * weight[there])
+
+
 def _reached(
     problem: Problem,
     nu: Tensor,
@@ -191,7 +199,7 @@ def _reached(
 ) -> Blocks:
     """Blocks that a neuron with too much correlation lies in, found without projecting on a single cone.
 
-    The direction ``x^T D nu`` of each pattern is a neuron, mostly of another pattern, and what it reaches there it does.
+    The direction ``x^T D nu`` of each pattern is a neuron, mostly of another pattern; what it reaches there counts.
     """
     x = problem.x
     centre = x.T @ (arrangements.patterns.to(x.dtype) * nu[:, None])

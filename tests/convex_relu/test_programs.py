@@ -11,9 +11,9 @@ from torch import Tensor
 from lit_papers.convex_relu import programs
 from lit_papers.convex_relu.arrangements import Arrangements, enumerate_arrangements, sample_arrangements
 from lit_papers.convex_relu.certificates import price
-from lit_papers.convex_relu.networks import network_output, objective, to_network
 from lit_papers.convex_relu.cones import project_on_cone
 from lit_papers.convex_relu.losses import loss_gradient
+from lit_papers.convex_relu.networks import network_output, objective, to_network
 from lit_papers.convex_relu.programs import (
     ConvexSolveError,
     dual_bound,
