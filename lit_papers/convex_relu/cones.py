@@ -1,8 +1,8 @@
 """Projections on the cones of activation patterns: many at once, and one with all the care of a library.
 
 By Moreau the projection of `c` on ``{u : rows @ u >= 0}`` is ``c + rows^T lam`` for the non-negative `lam` that makes
-it shortest: non-negative least squares with d equations, of which at most d multipliers are not zero. Whatever `lam` one
-stops at, the length is an upper bound on the projection's: this is what certificates rest on.
+it shortest: non-negative least squares with d equations, of which at most d multipliers are not zero. Whatever `lam`
+one stops at, the length is an upper bound on the projection's: this is what certificates rest on.
 """
 
 import math

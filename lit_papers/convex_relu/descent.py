@@ -21,6 +21,7 @@ from lit_papers.convex_relu.relaxation import relaxed_bound
 
 _CLIMBERS = 128
 _JOIN = 16  # neurons that join at once
+_PART = 2000  # samples that are enough to climb on at first
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +109,9 @@ def search(
         # a round that gained nothing found the neurons it has: their gradients are what is left
         if not joining.any() or time.monotonic() > deadline:
             break
-        mass = 0.02 * problem.at_zero / beta / _JOIN
-        weight = torch.cat([weight, mass**0.5 * neurons[joining]])
-        alpha = torch.cat([alpha, mass**0.5 * outs[joining]])
+        neurons, outs = neurons[joining], outs[joining]
+        mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
+        weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
         weight, alpha, following = _descend(problem, weight, alpha, deadline)
         weight, alpha = _tidy(weight, alpha)
         gained, value = value - following, min(value, following)
@@ -132,10 +133,18 @@ def search(
     return Descent(*user, bias, problem.unit * value, problem.unit * bound, ratio, took, gap)
 
 
+def _first_mass(problem: Problem, outputs: Tensor, change: Tensor, count: int) -> float:
+    """The mass of joining neurons, the same for all, that lowers the objective most: the best of a few dozen."""
+    most = problem.at_zero / (problem.beta * count)  # more would cost more than there is to gain
+    masses = [most * 0.5**power for power in range(30)]
+    values = [float(problem.value(outputs + mass * change)) + problem.beta * mass * count for mass in masses]
+    return masses[int(np.argmin(values))]
+
+
 def climb(
     x: Tensor, nu: Tensor, generator: torch.Generator, known: Tensor, *, steps: int = 40
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Climb to unit neurons that correlate most with `nu`, locally.
+    """Climb to unit neurons that correlate most with `nu`, locally; of many samples, on a part of them first.
 
     Args:
         x: data, (n, d).
@@ -153,6 +162,15 @@ def climb(
     random = torch.randn(_CLIMBERS, x.shape[1], generator=generator, dtype=x.dtype)
     starts = torch.cat([random, rows, -rows, (x.T @ flat).T, -(x.T @ flat).T, known[:_CLIMBERS]])
     units = torch.nn.functional.normalize(starts[starts.norm(dim=1) > 0], dim=1)
+    if len(x) > _PART:
+        part = torch.randperm(len(x), generator=generator)[:_PART]
+        units, _, _ = _climbed(x[part], nu[part], units, steps)
+    return _climbed(x, nu, units, steps)
+
+
+def _climbed(x: Tensor, nu: Tensor, units: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    flat = nu.reshape(len(nu), -1)
+    units = units.clone()
     outs = torch.nn.functional.normalize(-((x @ units.T).clamp_min(0).T @ flat), dim=1)
     reach = torch.ones(len(units), dtype=x.dtype)
 

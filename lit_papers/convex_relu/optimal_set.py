@@ -273,8 +273,8 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         )
     if solution.relative_gap > tol**2:
         raise ValueError(
-            f"the solution's relative gap is {solution.relative_gap:.1e}, and to tell optimal neurons at tol={tol} takes "
-            f"{tol**2:.0e}: solve with polish=True and a smaller tol; if it was, take "
+            f"the solution's relative gap is {solution.relative_gap:.1e}, and to tell optimal neurons at tol={tol} "
+            f"takes {tol**2:.0e}: solve with polish=True and a smaller tol; if it was, take "
             f"tol={solution.relative_gap**0.5:.0e} here."
         )
     outputs = solution.blocks.outputs(problem.x, solution.arrangements.patterns)

@@ -6,8 +6,8 @@ and
 .. math::  t^2 / |x_k| \le |t| \le (a_k + t^2 / a_k) / 2  \quad\text{for } t = x_k \cdot u,\ |u| = 1,\ a_k > 0
 
 it is implied by one on a quadratic function on the sphere, whose maximum is known (More and Sorensen, 1983). The bound
-of a network's own dual variable, scaled down until it satisfies that, says little about large data. But any variable will
-do: here it is the one that makes the bound largest, and the `a_k` with it.
+of a network's own dual variable, scaled down until it satisfies that, says little about large data. But any variable
+will do: here it is the one that makes the bound largest, and the `a_k` with it.
 """
 
 import time
