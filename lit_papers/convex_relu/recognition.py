@@ -1,8 +1,8 @@
 """What a stranger's training step minimises: found by running it, not by reading settings.
 
 The loss of ``Linear -> ReLU -> Linear`` on a batch is a known function of the weights. If a step's loss at several
-perturbed weights is ``factor * sum of losses + penalty / 2 * |weights|^2``, with the same two numbers each time, then the
-step computes nothing else: no skip connection, normalisation, dropout, scaling or second term.
+perturbed weights is ``factor * sum of losses + penalty / 2 * |weights|^2``, with the same two numbers each time, then
+the step computes nothing else: no skip connection, normalisation, dropout, scaling or second term.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from lit_papers.convex_relu.networks import network_output
 _TRIALS = 7
 
 
-class NotRecognised(ValueError):
+class NotRecognised(ValueError):  # noqa: N818  # an answer, as NotApplicable is
     """The step's loss is not that of such a network."""
 
 
@@ -56,7 +56,7 @@ class Layers:
 
     @property
     def num_outputs(self) -> int:
-        """k."""
+        """Of the second layer, k."""
         return self.output.out_features
 
     @property
@@ -180,7 +180,8 @@ def recognise(
             misfit = float((design @ numbers - table[:, 0]).abs().max() / table[:, 0].abs().max().clamp_min(1e-300))
             misfits[loss] = min(misfit, misfits.get(loss, float("inf")))
             if misfit <= tolerance and float(numbers[0]) > 0 and bool((numbers >= 0).all()):
-                return Recognised(loss, float(numbers[0]), float(numbers[1]) if terms == 2 else 0.0, tolerance)
+                factor = _plain(float(numbers[0]), len(x), layers.num_outputs, tolerance)
+                return Recognised(loss, factor, float(numbers[1]) if terms == 2 else 0.0, tolerance)
     told = [f"{loss}: {misfit:.1%} off" for loss, misfit in misfits.items()]
     told += [f"{loss}: {reason}" for loss, reason in reasons.items()]
     raise NotRecognised(
@@ -190,6 +191,15 @@ def recognise(
         "else lies between input, layers, output and loss (a normalisation, dropout, a skip connection, a scaled output, "
         "another loss term)"
     )
+
+
+def _plain(factor: float, size: int, num_outputs: int, tolerance: float) -> float:
+    """The factor of a mean or a sum that this one is up to rounding, or itself."""
+    for scale in (1.0, 2.0, 0.5):
+        for count in (1, size, size * num_outputs):
+            if abs(factor * count / scale - 1) <= 10 * tolerance:
+                return scale / count
+    return factor
 
 
 def _read(tensor: Tensor) -> Tensor:
