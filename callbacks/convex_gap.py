@@ -31,13 +31,13 @@ class ConvexGap(Watch):
 
     Args:
         mode: ``exact`` enumerates all patterns and solves for the optimum; ``bank`` solves on the network's own;
-            ``relaxed`` solves nothing, and bounds; ``auto`` is exact where that takes a second or two, relaxed otherwise.
+            ``relaxed`` solves nothing, and bounds; ``auto`` is exact where that takes a second or two, else relaxed.
         layers: names of the two ``nn.Linear``; None takes the module's only two. A hidden bias counts as a column of
             ones, and is decayed; an output bias is not; there may be several outputs (``relaxed`` only).
         beta: strength of the weight decay in the objective ``sum of losses + beta / 2 |weights|^2``. None finds it from
             the step's own penalty and the optimizer's coupled weight decay.
-        loss: ``squared``, ``logistic`` or ``cross_entropy``; None finds out. Labels 0 and 1 are read as -1 and +1 by the
-            logistic one, class indices as one-hot rows by the last.
+        loss: ``squared``, ``logistic`` or ``cross_entropy``; None finds out. Labels 0 and 1 are read as -1 and +1 by
+            the logistic one, class indices as one-hot rows by the last.
         epochs: k to measure after every k-th epoch and after the last, or the list of epochs (counted from 1; 0 is the
             untrained network).
         max_patterns: most patterns to enumerate.

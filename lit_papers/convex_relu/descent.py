@@ -5,6 +5,7 @@ from many directions. They join the network, all weights descend together, and s
 time is up. What is returned is a true objective and a certified bound, not a certified optimum.
 """
 
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,7 @@ def descend(
     weights: Tensor | None = None,
     output_bias: bool = False,
     seconds: float = 10.0,
+    max_iter: int = 50,
     start: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Descent:
@@ -73,7 +75,8 @@ def descend(
         loss: of the outputs.
         weights: of the samples, positive, (n,).
         output_bias: add a bias to the outputs, not decayed.
-        seconds: of wall-clock time, about.
+        seconds: of wall-clock time, about; neurons join once even where that takes longer.
+        max_iter: rounds in which neurons join; a bound on the work that does not depend on the machine.
         start: weight (m, d) and alpha (m,) or (m, k) of a network to begin with, such as that of a neighbouring beta.
         generator: of the directions that are climbed from.
 
@@ -81,13 +84,14 @@ def descend(
         ValueError: the data are malformed.
     """
     problem = Problem.of(x, y, beta, loss=loss, weights=weights, output_bias=output_bias)
-    return search(problem, seconds=seconds, start=start, generator=generator)
+    return search(problem, seconds=seconds, max_iter=max_iter, start=start, generator=generator)
 
 
 def search(
     problem: Problem,
     *,
     seconds: float = 10.0,
+    max_iter: int = 50,
     start: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Descent:
@@ -101,23 +105,23 @@ def search(
         weight, alpha = problem.scaled(*start)
     value, ratio = problem.at_zero, float("inf")
     best = weight, alpha
-    while True:
+    for count in itertools.count():
         outputs = (x @ weight.T).clamp_min(0) @ alpha
         neurons, outs, values = climb(x, problem.dual(outputs), generator, weight)
         ratio = float(values[0]) / beta if len(values) else 0.0
         joining = values > beta * (1 + 1e-4)
         # a round that gained nothing found the neurons it has: their gradients are what is left
-        if not joining.any() or time.monotonic() > deadline:
+        if not joining.any() or count == max_iter or (count and time.monotonic() > deadline):
             break
         neurons, outs = neurons[joining], outs[joining]
         mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
         weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
-        weight, alpha, following = _descend(problem, weight, alpha, deadline)
+        weight, alpha, following = _descend(problem, weight, alpha, deadline, least=0 if count else 200)
         weight, alpha = _tidy(weight, alpha)
         gained, value = value - following, min(value, following)
         if gained > 0:
             best = weight, alpha
-        if gained < 1e-7 * problem.at_zero:
+        if gained < 1e-6 * problem.at_zero:
             break
     weight, alpha = best
     outputs = (x @ weight.T).clamp_min(0) @ alpha
@@ -125,7 +129,8 @@ def search(
     nu = problem.dual(outputs)
     bound = problem.bound(nu, enumeration_free(x, nu))
     if bound < value - 1e-9 * problem.at_zero:
-        bound = max(bound, relaxed_bound(problem, nu, seconds=max(last - time.monotonic(), 0.05 * seconds)))
+        left = max(last - time.monotonic(), 0.1 * seconds)
+        bound = max(bound, relaxed_bound(problem, nu, seconds=left))
     bias = problem.bias(outputs) * problem.y_unit + problem.y_shift
     gap = max(value - bound, 0.0) / problem.at_zero if problem.at_zero > 0 else 0.0
     took = time.monotonic() - begin
@@ -202,8 +207,10 @@ def _climbed(x: Tensor, nu: Tensor, units: Tensor, steps: int) -> tuple[Tensor, 
     return units[chosen], outs[chosen].reshape(len(chosen), *nu.shape[1:]), values[chosen]
 
 
-def _descend(problem: Problem, weight: Tensor, alpha: Tensor, deadline: float) -> tuple[Tensor, Tensor, float]:
-    """L-BFGS on all weights and the output bias at once, until it is done or the time is up."""
+def _descend(
+    problem: Problem, weight: Tensor, alpha: Tensor, deadline: float, least: int
+) -> tuple[Tensor, Tensor, float]:
+    """L-BFGS on all weights and the output bias at once, until it is done or the time is up after `least` steps."""
     x, y, beta = problem.x, problem.y, problem.beta
     shapes = [weight.shape, alpha.shape]
     sizes = [weight.numel(), alpha.numel()]
@@ -226,12 +233,14 @@ def _descend(problem: Problem, weight: Tensor, alpha: Tensor, deadline: float) -
         scale = 1 / problem.at_zero
         return float(value) * scale, (torch.cat(slopes) * scale).numpy()
 
+    counter = itertools.count(1)
+
     def late(_: object) -> None:
-        if time.monotonic() > deadline:
+        if next(counter) > least and time.monotonic() > deadline:
             raise StopIteration
 
     begin = torch.cat([weight.reshape(-1), alpha.reshape(-1), *([bias.reshape(-1)] if free else [])]).numpy()
-    options = {"maxiter": 3000, "maxfun": 6000, "ftol": 1e-11, "gtol": 1e-9, "maxcor": 20}
+    options = {"maxiter": 500, "maxfun": 1000, "ftol": 1e-11, "gtol": 1e-9, "maxcor": 20}
     answer = import_scipy_optimize().minimize(
         objective, begin, jac=True, method="L-BFGS-B", callback=late, options=options
     )

@@ -38,6 +38,7 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         fit_intercept: bool = True,
         max_patterns: int = 1000,
         seconds: float = 10.0,
+        max_iter: int = 50,
         tol: float = 1e-6,
         warm_start: bool = False,
         random_state: Any = None,
@@ -47,6 +48,7 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         self.fit_intercept = fit_intercept
         self.max_patterns = max_patterns
         self.seconds = seconds
+        self.max_iter = max_iter
         self.tol = tol
         self.warm_start = warm_start
         self.random_state = random_state
@@ -102,7 +104,7 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
                 return *to_network(solution), torch.tensor(solution.bias, dtype=torch.float64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        found = search(problem, seconds=self.seconds, start=start, generator=generator)
+        found = search(problem, seconds=self.seconds, max_iter=self.max_iter, start=start, generator=generator)
         self.objective_, self.lower_bound_, self.gap_ = found.objective, found.lower_bound, max(found.gap, 0.0)
         return found.weight, found.alpha, found.bias
 
@@ -130,7 +132,8 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):  # type: ignore[misc]
         beta_per_sample: `beta` is that of a mean over samples: it is multiplied by their number (their weights' sum).
         fit_intercept: a bias of each neuron, decayed as all other weights, and one of the output, which is not.
         max_patterns: most patterns to enumerate.
-        seconds: of wall-clock time for the search, where there are more.
+        seconds: of wall-clock time for the search, where there are more, about.
+        max_iter: rounds of the search, in which neurons join; a bound that does not depend on the machine.
         tol: certified gap to stop at, relative to the loss of the best constant.
         warm_start: begin with the network of the last ``fit``.
         random_state: of the search's directions.
@@ -187,6 +190,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):  # type: ignore[misc]
         fit_intercept: bool = True,
         max_patterns: int = 200,
         seconds: float = 10.0,
+        max_iter: int = 50,
         tol: float = 1e-6,
         warm_start: bool = False,
         random_state: Any = None,
@@ -197,6 +201,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):  # type: ignore[misc]
             fit_intercept=fit_intercept,
             max_patterns=max_patterns,
             seconds=seconds,
+            max_iter=max_iter,
             tol=tol,
             warm_start=warm_start,
             random_state=random_state,

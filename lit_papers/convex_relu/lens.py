@@ -129,6 +129,8 @@ class ConvexGapLens(Lens):
 
     def check(self, subject: Subject) -> Prepared:
         """See what a training step minimises, read the rows that are trained on, and bound or find their optimum."""
+        if not subject.copy:
+            raise NotApplicable("ConvexGap: copy=False is no way to run a step at other weights: take copy=True")
         names = _find_layers(subject.network, self.layers)
         if not subject.trial:
             _check_rows_stay(subject)
@@ -148,7 +150,7 @@ class ConvexGapLens(Lens):
             rank_zero_info(f"ConvexGap: the global optimum over {len(arrangements)} patterns is {optimum:.6g}")
         else:
             cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 1e5
-            steps = int(min(400, max(10, self.seconds * _OPERATIONS / cost)))
+            steps = int(min(200, max(10, self.seconds * _OPERATIONS / cost)))
             bound = problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
         return Prepared(problem, names, mode, recognised, batch, arrangements, optimum, bound, x)
 
@@ -159,12 +161,7 @@ class ConvexGapLens(Lens):
             ValueError: nothing can be measured (a network that has diverged, or whose step computes another loss now).
         """
         problem = prepared.problem
-        with moment.network() as network:
-            layers = Layers(*_layers(network, prepared.layers))
-            weight, alpha, bias = layers.weight, layers.alpha, layers.bias
-        if not (weight.isfinite().all() and alpha.isfinite().all()):
-            raise ValueError("weight and alpha must be finite; this network has diverged.")
-        self._see_again(moment.subject, prepared)
+        weight, alpha, bias = self._seen_again(moment.subject, prepared)
         now = report(problem, weight, alpha, prepared.arrangements, bias=bias)
         known = [entry["lower_bound"] for entry in history if entry.get("problem_id") == prepared.number]
         lower_bound = max([now.lower_bound, prepared.bound, *known])
@@ -234,8 +231,8 @@ class ConvexGapLens(Lens):
                 except Exception as error:  # a stranger's step; the other precision may suit it
                     reason = f"{type(error).__name__}: {error}"
         raise NotApplicable(
-            f"ConvexGap: neither `training_step` nor `forward` can be run on a batch ({reason}): pass `call`, a function "
-            "from (module, batch) to (outputs, targets)"
+            f"ConvexGap: neither `training_step` nor `forward` can be run on a batch ({reason}): pass `call`, a "
+            "function from (module, batch) to (outputs, targets)"
         )
 
     def _step(
@@ -271,11 +268,16 @@ class ConvexGapLens(Lens):
 
         return step, layers, x, y
 
-    def _see_again(self, subject: Subject, prepared: Prepared) -> None:
-        """One batch, with the weights of now: the step must compute what it did before training."""
+    def _seen_again(self, subject: Subject, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The layers as they are now, if one batch shows that the step computes what it did before training."""
         failure: Exception | None = None
         for doubled in (True, False):
             with subject.quiet(), subject.twin() as network:
+                layers = Layers(*_layers(network, prepared.layers))
+                seen = layers.weight, layers.alpha, layers.bias
+                precision = 1e-5 + 100 * torch.finfo(layers.hidden.weight.dtype).eps
+                if not (seen[0].isfinite().all() and seen[1].isfinite().all()):
+                    raise ValueError("weight and alpha must be finite; this network has diverged.")
                 network.train()
                 try:
                     step, layers, x, y = self._step(subject, network, prepared.layers, prepared.batch, doubled)
@@ -284,20 +286,19 @@ class ConvexGapLens(Lens):
                     failure = error
                     continue
                 expected = prepared.recognised.predicted(layers, x, y)
-                size = max(abs(expected), prepared.recognised.factor * prepared.problem.unit * 1e-3)
-                precision = 1e-5 + 100 * torch.finfo(layers.hidden.weight.dtype).eps
+                size = max(abs(expected), 1e-3 * prepared.recognised.factor * prepared.problem.unit)
                 if not abs(value - expected) <= precision * size:
                     raise ValueError(
-                        f"the training step computes another loss than before training ({value:.6g} on a batch, and not "
-                        f"{expected:.6g}): the bound would be of another problem"
+                        f"the training step computes another loss than before training ({value:.6g} on a batch, not "
+                        f"{expected:.6g}): a bound would be of another problem"
                     )
-                return
+                return seen
         raise ValueError(f"the training step cannot be run any more: {failure}")
 
     def _beta_of(
         self, subject: Subject, names: tuple[str, str], recognised: Recognised, batch: Any, size: int
     ) -> float:
-        """Strength of the decay in the objective that sums over samples, from the step's penalty and the optimizer's."""
+        """Strength of the decay in the objective, which sums over samples: the step's penalty and the optimizer's."""
         cure = "Pass `beta`: with the loss summed over samples, the objective is loss + beta / 2 |weights|^2."
         if not _has_step(subject):
             raise NotApplicable(f"ConvexGap: beta cannot be told without a training step. {cure}")
@@ -335,9 +336,7 @@ def _check_rows_stay(subject: Subject) -> None:
     """An objective is of a data set: every epoch must train on the same rows, each as often."""
     loader = subject.loader
     if not isinstance(loader, DataLoader):
-        raise NotApplicable(
-            "ConvexGap: the rows that are trained on can be told of a DataLoader only: pass `dataloader`"
-        )
+        raise NotApplicable("ConvexGap: which rows are trained on is known of a DataLoader only: pass `dataloader`")
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         sampler: Any = getattr(loader.batch_sampler, "sampler", None)
     else:
@@ -355,8 +354,8 @@ def _check_rows_stay(subject: Subject) -> None:
     distributed = type(sampler).__module__.startswith(("lightning.", "torch.utils.data.distributed"))
     if not known and not distributed:
         raise NotApplicable(
-            f"ConvexGap: {type(sampler).__name__} may draw other samples each epoch, or some more often than others, so "
-            "that there is no one objective: pass `dataloader`, the data that it stands for"
+            f"ConvexGap: {type(sampler).__name__} may draw other samples each epoch, or some more often than others: "
+            "there is no one objective; pass `dataloader`, the data that it stands for"
         )
     limit = None if subject.trainer is None else readings.training_limit(subject.trainer)
     if limit is not None and type(sampler) is not SequentialSampler and limit < len(loader):

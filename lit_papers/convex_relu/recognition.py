@@ -188,8 +188,8 @@ def recognise(
         "the training loss is not that of Linear -> ReLU -> Linear on these samples ("
         + "; ".join(told)
         + "): something "
-        "else lies between input, layers, output and loss (a normalisation, dropout, a skip connection, a scaled output, "
-        "another loss term)"
+        "else lies between input, layers, output and loss (a normalisation, dropout, a skip connection, a scaled "
+        "output, another loss term)"
     )
 
 

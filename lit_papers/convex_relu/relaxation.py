@@ -19,7 +19,7 @@ from lit_papers.convex_relu.losses import dual_value, loss_gradient, without_mea
 from lit_papers.convex_relu.problem import Problem
 
 
-def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float = 5.0, steps: int = 400) -> float:
+def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float = 5.0, steps: int = 200) -> float:
     """Lower bound on the optimal value over networks of any width, in the problem's units.
 
     Args:
@@ -33,7 +33,7 @@ def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float 
     relaxed = _Relaxation(problem, begin)
     # outputs, not duals, are what is moved: the gradient of the loss there is in the conjugate's domain
     outputs = _outputs_of(problem, begin).requires_grad_()
-    climber = torch.optim.Adam([{"params": [outputs], "lr": 0.03}, {"params": [relaxed.logs], "lr": 0.03}])
+    climber = torch.optim.Adam([{"params": [outputs], "lr": 0.04}, {"params": [relaxed.logs], "lr": 0.04}])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(climber, steps)
     best = problem.bound(begin.detach(), relaxed.upper(begin).item())
     for _ in range(steps):
@@ -112,7 +112,7 @@ def largest_on_the_sphere(linear: Tensor, quadratic: Tensor) -> tuple[Tensor, Te
     size = parts.norm(dim=1)
     scale = (values.abs().amax(1) + size).clamp_min(1e-300)
     low, high = values[:, -1], values[:, -1] + size / 2
-    for _ in range(60):  # where the derivative, 1 - |u(mu)|^2, is zero
+    for _ in range(25):  # where the derivative, 1 - |u(mu)|^2, is zero; any mu above gives a bound
         middle = (low + high) / 2
         length = (parts / (2 * (middle[:, None] - values)).clamp_min(1e-300)).square().sum(1)
         low, high = torch.where(length > 1, middle, low), torch.where(length > 1, high, middle)

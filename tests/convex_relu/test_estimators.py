@@ -12,7 +12,7 @@ from tests.convex_relu.small import load
 
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
-    [ConvexReLURegressor(max_patterns=20, seconds=0.5), ConvexReLUClassifier(max_patterns=20, seconds=0.5)]
+    [ConvexReLURegressor(max_patterns=20, max_iter=2, seconds=60), ConvexReLUClassifier(max_patterns=20, max_iter=2)]
 )
 def test_scikit_learns_own_checks(estimator, check) -> None:
     check(estimator)
@@ -36,7 +36,7 @@ def test_an_output_bias_is_free() -> None:
     assert near.exact_
     assert far.exact_
     assert far.objective_ == pytest.approx(near.objective_, rel=1e-7)
-    np.testing.assert_allclose(far.predict(x), near.predict(x) + 1e3, rtol=1e-8)
+    np.testing.assert_allclose(far.predict(x), near.predict(x) + 1e3, rtol=0, atol=1e-3)
     assert ConvexReLURegressor(0.5).fit(x, np.full(10, 7.0)).objective_ == 0
     assert near.objective_ < ConvexReLURegressor(0.5).fit(x, y + 0.0).objective_ * (1 + 1e-9)
     without = ConvexReLURegressor(0.5, fit_intercept=False).fit(np.hstack([x, np.ones((10, 1))]), y)

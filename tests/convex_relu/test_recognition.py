@@ -1,6 +1,7 @@
 """A step is known by its values: the networks that pass, and those that do not."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ mse = nn.functional.mse_loss
 def network(outputs: int = 1, bias: bool = True, dtype: Any = torch.float32) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     return nn.Linear(3, 8, bias=bias, dtype=dtype), nn.Linear(8, outputs, bias=bias, dtype=dtype)
+
+
+def stepped(loss: Callable[[Tensor], Tensor], layers: tuple[nn.Linear, nn.Linear], x: Tensor) -> Tensor:
+    return loss(forward(*layers, x))
 
 
 def forward(hidden: nn.Linear, output: nn.Linear, x: Tensor) -> Tensor:
@@ -44,7 +49,7 @@ def test_losses_and_their_factors(bias: bool, dtype: torch.dtype) -> None:
     for outputs, target, loss, name, factor in cases:
         layers = network(outputs, bias, dtype)
         before = [parameter.clone() for layer in layers for parameter in layer.parameters()]
-        found = recognise(lambda: loss(forward(*layers, x)), Layers(*layers), x, target)
+        found = recognise(partial(stepped, loss, layers, x), Layers(*layers), x, target)
         assert found.loss == name
         assert found.factor == pytest.approx(factor, rel=rough)
         assert found.penalty == pytest.approx(0, abs=rough)
