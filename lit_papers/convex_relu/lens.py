@@ -149,7 +149,7 @@ class ConvexGapLens(Lens):
             optimum, bound = solution.objective, solution.lower_bound
             rank_zero_info(f"ConvexGap: the global optimum over {len(arrangements)} patterns is {optimum:.6g}")
         else:
-            cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 1e5
+            cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 2e6  # each step's overhead counts too
             steps = int(min(200, max(10, self.seconds * _OPERATIONS / cost)))
             bound = problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
         return Prepared(problem, names, mode, recognised, batch, arrangements, optimum, bound, x)
