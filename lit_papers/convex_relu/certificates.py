@@ -124,7 +124,7 @@ def dual_norm(x: Tensor, nu: Tensor, arrangements: Arrangements | None = None) -
 def largest(x: Tensor, nu: Tensor, arrangements: Arrangements) -> DualNorm:
     """`dual_norm` over patterns, of data that were checked before."""
     if nu.ndim == 2:
-        return DualNorm(_over_patterns(x, nu, arrangements))
+        return DualNorm(min(_over_patterns(x, nu, arrangements), enumeration_free(x, nu)))
     prices = price(x, nu, arrangements)
     if len(prices.values) == 0:
         return DualNorm(prices.sup, x.new_zeros(x.shape[1]), 1, 0)

@@ -148,8 +148,16 @@ def recognise(
     generator = torch.Generator().manual_seed(0)
     kept = [parameter.detach().clone() for parameter in parameters]
     epsilon = torch.finfo(layers.hidden.weight.dtype).eps
-    seen: dict[Loss, list[tuple[float, float, float]]] = {loss: [] for loss in losses}
+    wanted: dict[Loss, Tensor] = {}
     reasons: dict[Loss, str] = {}
+    for loss in losses:
+        try:
+            wanted[loss] = targets(y, loss, layers.num_outputs)
+        except NotRecognised as error:
+            reasons[loss] = str(error)
+    if not wanted:
+        raise NotRecognised("the targets fit no loss (" + "; ".join(f"{k}: {why}" for k, why in reasons.items()) + ")")
+    seen: dict[Loss, list[tuple[float, float, float]]] = {loss: [] for loss in wanted}
     with torch.no_grad():
         try:
             for trial in range(_TRIALS):
@@ -158,21 +166,14 @@ def recognise(
                     size = before.square().mean().sqrt().clamp_min(1e-3)
                     parameter.copy_(before if trial == 0 else (0.5 + 0.25 * trial) * before + 0.3 * size * noise)
                 value = float(step())
-                for loss in losses:
-                    try:
-                        explained = layers.loss(x, targets(y, loss, layers.num_outputs), loss)
-                    except NotRecognised as error:
-                        reasons[loss] = str(error)
-                        continue
-                    seen[loss].append((value, explained, 0.5 * layers.penalty()))
+                for loss, target in wanted.items():
+                    seen[loss].append((value, layers.loss(x, target, loss), 0.5 * layers.penalty()))
         finally:
             for parameter, before in zip(parameters, kept, strict=True):
                 parameter.copy_(before)
     tolerance = 1e-6 + 30 * epsilon
     misfits: dict[Loss, float] = {}
     for loss, rows in seen.items():
-        if len(rows) < _TRIALS:
-            continue
         table = torch.tensor(rows, dtype=torch.float64)
         for terms in (1, 2):  # without a penalty in the step's loss, and with
             design = table[:, 1 : 1 + terms]
