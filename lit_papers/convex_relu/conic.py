@@ -89,7 +89,8 @@ def solve_restricted(
         program.add([*shared, (3 * samples, output + samples, y), (3 * samples + 2, q, -np.ones(n))], one, cone)
     settings = clarabel.DefaultSettings()
     settings.verbose = False
-    settings.max_threads = 1  # how many threads there are is the user's choice
+    if hasattr(settings, "max_threads"):  # since 0.10; how many threads there are is the user's choice
+        settings.max_threads = 1
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
     answer = program.solve(clarabel, cost, curvature, settings)
     vectors = np.asarray(answer.x[: b * d], dtype=np.float64).reshape(b, d)

@@ -449,5 +449,5 @@ def test_state_is_plain(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, save_last=True)
     seed_everything(0)
     guest.foreign_trainer(tmp_path, [callback, saver], max_epochs=1).fit(Small(), data())
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["ConvexGap"]
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][callback.state_key]
     assert json.loads(json.dumps(state))["history"] == callback.history
