@@ -8,13 +8,14 @@ a single linear program.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_papers.convex_relu.problem import check_features
+from lit_papers.convex_relu.problem import check_features, fingerprint
 
 Array = NDArray[np.float64]
 _COLLINEAR = 1e-8
@@ -48,41 +49,74 @@ class Arrangements:
         patterns: (n, p) bool; column i says which samples neurons of cone i switch on.
         gates: (d, p) float64; column i lies inside cone i: ``patterns == (x @ gates > 0)`` above rounding.
         exact: these are the patterns of all chambers.
+        data: fingerprint of the data that they are the patterns of; None for patterns made by hand.
+
+    Raises:
+        ValueError: `exact` is claimed of no data.
     """
 
     patterns: Tensor
     gates: Tensor
     exact: bool
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.exact and self.data is None:
+            raise ValueError("arrangements: only `enumerate_arrangements` can say that patterns are all of the data's.")
 
     def __len__(self) -> int:
         """Return the number of patterns."""
         return self.patterns.shape[1]
 
     def union(self, other: "Arrangements") -> "Arrangements":
-        """Return the patterns of both, each once; exact if either is."""
+        """Return the patterns of both, each once; exact if either is.
+
+        Raises:
+            ValueError: they are of different data.
+        """
         if self.patterns.shape[0] != other.patterns.shape[0] or self.gates.shape[0] != other.gates.shape[0]:
             raise ValueError(
                 f"arrangements of other data: {self.patterns.shape[0]} samples, {self.gates.shape[0]} features here; "
                 f"{other.patterns.shape[0]} and {other.gates.shape[0]} there."
             )
+        if self.data != other.data:
+            raise ValueError("arrangements of other data: both must be made from the same x.")
         patterns = torch.cat([self.patterns, other.patterns], 1)
         keep = _unique_columns(patterns.numpy())
-        return Arrangements(
-            patterns[:, keep], torch.cat([self.gates, other.gates], 1)[:, keep], self.exact or other.exact
-        )
+        gates = torch.cat([self.gates, other.gates], 1)[:, keep]
+        return Arrangements(patterns[:, keep], gates, self.exact or other.exact, self.data)
+
+    def only(self, columns: Tensor) -> "Arrangements":
+        """Some of the patterns."""
+        return Arrangements(self.patterns[:, columns], self.gates[:, columns], exact=False, data=self.data)
 
 
 def check_arrangements(arrangements: Arrangements, x: Tensor) -> Arrangements:
-    """Return `arrangements` if they are of these data.
+    """Return `arrangements` if they are patterns of these data, by value and not by shape.
+
+    Args:
+        arrangements: made from `x`, or by hand.
+        x: the data as the user has them, (n, d).
 
     Raises:
-        ValueError: the numbers of samples or features differ from those of `x`, or there is no pattern.
+        ValueError: they were made from other data, or there is no pattern.
     """
     n, d = arrangements.patterns.shape[0], arrangements.gates.shape[0]
     if (n, d) != tuple(x.shape) or len(arrangements) == 0:
         raise ValueError(
             f"arrangements: {len(arrangements)} patterns of {n} samples with {d} features, but x is {tuple(x.shape)}; "
             "make them from the same x."
+        )
+    if arrangements.data is not None:
+        same = arrangements.data == fingerprint(x)
+    else:  # made by hand: the gates must show the patterns
+        inner = x @ arrangements.gates
+        sure = inner.abs() > 1e-9 * x.norm(dim=1, keepdim=True) * arrangements.gates.norm(dim=0)
+        same = bool((((inner > 0) == arrangements.patterns) | ~sure).all())
+    if not same:
+        raise ValueError(
+            "arrangements: these are activation patterns of other data, of the same shape as x (before it was scaled, "
+            "perhaps); make them from the same x."
         )
     return arrangements
 
@@ -136,7 +170,8 @@ def enumerate_arrangements(x: Tensor, *, max_patterns: int = 50_000) -> Arrangem
     gates = basis @ witnesses.T if basis.shape[1] else np.zeros((x.shape[1], 1))
     if len(_unique_columns(patterns)) != patterns.shape[1]:
         raise ArithmeticError("two chambers have one pattern: x is too degenerate for float64; scale its columns.")
-    return Arrangements(torch.from_numpy(patterns), torch.from_numpy(np.ascontiguousarray(gates)), exact=True)
+    found = torch.from_numpy(patterns), torch.from_numpy(np.ascontiguousarray(gates))
+    return Arrangements(*found, exact=True, data=fingerprint(x))
 
 
 def sample_arrangements(x: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Arrangements:
@@ -184,10 +219,58 @@ def network_arrangements(x: Tensor, weight: Tensor, *, flip_tol: float = 1e-3) -
     return _arrangements_of(x, torch.cat([directions, onto + step, onto - step]).T)
 
 
+class PatternIndex:
+    """Looks patterns up: which column one is, and which facets a cone has.
+
+    A pattern's key is the exclusive or of one random 64-bit word for each of its samples, so that flipping a bit is one
+    operation on the key.
+
+    Args:
+        x: data of the arrangements, at any scale, (n, d).
+        arrangements: the patterns.
+    """
+
+    def __init__(self, x: Tensor, arrangements: Arrangements) -> None:
+        lines, members, _, _ = distinct_lines(x.numpy())
+        self._words = np.random.default_rng(0).integers(1, 2**63, len(x), dtype=np.int64)
+        self._one_each = np.array([np.flatnonzero(members == line)[0] for line in range(len(lines))], dtype=np.intp)
+        self._flips = np.array([self._key(members == line) for line in range(len(lines))], dtype=np.int64)
+        self._exact = arrangements.exact
+        self._keys = self._key(arrangements.patterns.numpy())
+        self._order = np.argsort(self._keys)
+        self._sorted = self._keys[self._order]
+
+    def _key(self, patterns: NDArray[np.bool_]) -> Any:
+        """Keys of patterns (n,) or (n, k)."""
+        words = self._words if patterns.ndim == 1 else self._words[:, None]
+        return np.bitwise_xor.reduce(np.where(patterns, words, 0), axis=0)
+
+    def _places(self, keys: NDArray[np.int64]) -> NDArray[np.intp]:
+        place = np.searchsorted(self._sorted, keys)
+        place[place == len(self._sorted)] = 0
+        return np.where(self._sorted[place] == keys, place, -1)
+
+    def columns(self, patterns: Tensor) -> Tensor:
+        """The columns (k,) of patterns (n, k); -1 for those that are not among them."""
+        places = self._places(self._key(patterns.numpy()))
+        return torch.from_numpy(np.where(places >= 0, self._order[places], -1))
+
+    def facets(self, columns: Tensor) -> list[NDArray[np.intp]]:
+        """For some patterns, the samples whose half-spaces are enough to describe their cones.
+
+        Of all patterns, a sample's hyperplane bounds a chamber exactly if flipping its bit (with those of the samples
+        on the same line) gives another chamber's: some 2 (d - 1) of n. Of some patterns, one sample of each line.
+        """
+        if not self._exact:
+            return [self._one_each] * len(columns)
+        known = self._places(self._keys[columns.numpy(), None] ^ self._flips) >= 0
+        return [self._one_each[row] for row in known]
+
+
 def _arrangements_of(x: Tensor, gates: Tensor) -> Arrangements:
     patterns = x @ gates > 0
     keep = _unique_columns(patterns.numpy())
-    return Arrangements(patterns[:, keep].contiguous(), gates[:, keep].contiguous(), exact=False)
+    return Arrangements(patterns[:, keep].contiguous(), gates[:, keep].contiguous(), exact=False, data=fingerprint(x))
 
 
 def _keys(bits: NDArray[np.bool_]) -> NDArray[np.void]:
@@ -208,6 +291,7 @@ def distinct_lines(x: Array) -> tuple[Array, NDArray[np.intp], Array, Array]:
         lines: (k, r) unit rows; members: (n,) the line of each sample, -1 for a zero row; signs: (n,) +1 or -1, its
         orientation; basis: (d, r), orthonormal, from reduced neurons to neurons.
     """
+    x = x / max(np.abs(x).max(), np.finfo(float).tiny)  # squares of very large and very small rows are no floats
     lengths = np.linalg.norm(x, axis=1)
     members = np.full(len(x), -1, dtype=np.intp)
     signs = np.zeros(len(x))

@@ -1,27 +1,30 @@
 """Lower bounds on the optimal value that hold whatever produced them.
 
 The dual of training is ``max_nu -loss*(nu)`` subject to ``g(nu) <= beta``, with the dual norm
-``g(nu) = max_{|u| <= 1} |nu . (x u)_+|``. Any `nu` at all, scaled into the feasible set, gives a lower bound; the
+``g(nu) = max_{|u| <= 1} |nu^T (x u)_+|``. Any `nu` at all, scaled into the feasible set, gives a lower bound; the
 gradient of the loss at a network's outputs gives one that is tight when the network is optimal.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements, check_arrangements
-from lit_papers.convex_relu.problem import Loss, check_features, dual_value, project_on_cone
+from lit_papers.convex_relu.cones import project_on_cones
+from lit_papers.convex_relu.losses import Loss, dual_value
+from lit_papers.convex_relu.problem import Problem, check_features
 
-_CHUNK = 2**22  # entries of a temporary matrix
-_SLACK = 1e-10
+_FIRST = 128  # blocks that are projected before anything is known of the largest
+_ENTRIES = 2**22  # of a temporary matrix
 
 
 class DualNorm(NamedTuple):
     """The largest correlation of `nu` with a unit ReLU neuron.
 
     Attributes:
-        value: ``max |nu . (x u)_+|`` over unit `u` in the cones of the patterns; an upper bound of the maximum over
+        value: ``max |nu^T (x u)_+|`` over unit `u` in the cones of the patterns; an upper bound of the maximum over
             all `u` if no patterns were given.
         direction: (d,) the maximising unit neuron; zero where `value` is.
         sign: output sign +1 or -1 with which adding that neuron lowers the loss.
@@ -34,17 +37,77 @@ class DualNorm(NamedTuple):
     pattern: int | None = None
 
 
-def dual_norm(x: Tensor, nu: Tensor, arrangements: Arrangements | None = None) -> DualNorm:
-    """Maximise ``|nu . (x u)_+|`` over the unit ball, exactly over the given patterns.
+class Prices(NamedTuple):
+    """The best neuron of each (pattern, sign) block that matters, in falling order of its correlation with `nu`.
 
-    For one pattern and sign the maximum is the length of a projection on the pattern's cone. ``|x^T D nu|`` bounds it:
-    one matrix product dismisses most patterns, a few projected-gradient steps most others, and non-negative least
-    squares settles the rest. Without patterns, ``(t)_+ = (t + |t|) / 2`` and Cauchy-Schwarz give an upper bound for
-    data of any size (typically 1.3 to 2.4 times the maximum).
+    Attributes:
+        columns: (k,) patterns.
+        signs: (k,) output signs.
+        vectors: (k, d) unit neurons; zero where `values` is.
+        values: (k,) correlations.
+        sup: certified upper bound on the correlation of any block, listed or not.
+    """
+
+    columns: Tensor
+    signs: Tensor
+    vectors: Tensor
+    values: Tensor
+    sup: float
+
+
+def price(x: Tensor, nu: Tensor, arrangements: Arrangements, *, least: float | None = None) -> Prices:
+    """Price (pattern, sign) blocks: project ``-sign x^T D nu`` on each block's cone.
+
+    For one block the length of the projection is the largest correlation of a unit neuron in it, and the length of
+    ``x^T D nu`` bounds it. So blocks are taken in falling order of that bound, more at a time, until what is left
+    cannot matter.
+
+    Args:
+        x: data, CPU float64, (n, d).
+        nu: dual variable, (n,).
+        arrangements: the patterns.
+        least: list all blocks that reach this much. None lists those that might be the largest.
+    """
+    num_patterns = len(arrangements)
+    gates = arrangements.patterns
+    pull = torch.cat([x.T @ (part.to(x.dtype) * nu[:, None]) for part in gates.split(_columns(x), 1)], 1).T
+    pull = torch.cat([-pull, pull])  # rows 0..p-1 stand for sign +1, p..2p-1 for sign -1
+    bounds = pull.norm(dim=1)
+    order = bounds.argsort(descending=True, stable=True)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    best, start, count = 0.0, 0, _FIRST
+    while start < len(order) and float(bounds[order[start]]) >= (best if least is None else least):
+        chosen = order[start : start + count]
+        side = torch.where(gates[:, chosen % num_patterns].T, 1.0, -1.0).to(x.dtype)
+        points, upper = project_on_cones(pull[chosen], side, x)
+        best = max(best, float(upper.max()))
+        found.append((chosen, points, upper))
+        start, count = start + count, min(2 * count, _columns(x))
+    blocks, points, values = (
+        (torch.cat(part) for part in zip(*found, strict=True)) if found else (order[:0], pull[:0], bounds[:0])
+    )
+    rest = float(bounds[order[start]]) if start < len(order) else 0.0
+    falling = values.argsort(descending=True, stable=True)
+    if least is not None:
+        falling = falling[values[falling] >= least]
+    blocks, points, lengths = blocks[falling], points[falling], values[falling]
+    return Prices(
+        blocks % num_patterns,
+        torch.where(blocks < num_patterns, 1.0, -1.0).to(x.dtype),
+        points / torch.where(lengths > 0, lengths, 1.0)[:, None],
+        lengths,
+        max(float(values.max()) if len(values) else 0.0, rest if least is not None else 0.0),
+    )
+
+
+def dual_norm(x: Tensor, nu: Tensor, arrangements: Arrangements | None = None) -> DualNorm:
+    """Maximise ``|nu^T (x u)_+|`` over the unit ball, exactly over the given patterns.
+
+    Without patterns, ``(t)_+ = (t + |t|) / 2`` and Cauchy-Schwarz give an upper bound for data of any size.
 
     Args:
         x: data, (n, d).
-        nu: dual variable, (n,).
+        nu: dual variable, (n,), or (n, k) for k outputs, of which the norm is taken: an upper bound only.
         arrangements: the patterns to search; None for the upper bound.
 
     Raises:
@@ -53,135 +116,70 @@ def dual_norm(x: Tensor, nu: Tensor, arrangements: Arrangements | None = None) -
     x = check_features(x)
     nu = _check_dual(nu, x)
     if arrangements is None:
-        return DualNorm(max(_enumeration_free(x, nu, sign) for sign in (1.0, -1.0)))
+        return DualNorm(enumeration_free(x, nu))
     check_arrangements(arrangements, x)
-    weighted = arrangements.patterns.to(x.dtype) * nu[:, None]
-    centre = x.T @ weighted  # (d, p)
-    # columns 0..p-1 stand for sign +1, p..2p-1 for sign -1
-    pull = torch.cat([-centre, centre], 1)
-    upper = pull.norm(dim=0)
-    num_patterns = len(arrangements)
-    if upper.max() == 0:
-        return DualNorm(0.0, torch.zeros(x.shape[1], dtype=x.dtype), 1, 0)
-    best = _reached(x, nu, pull, upper) if arrangements.exact else 0.0
-    left = (upper >= best * (1 - _SLACK)).nonzero()[:, 0]
-    if len(left) > 32:
-        lengths = _shorten(x, arrangements.patterns[:, left % num_patterns], pull[:, left])
-        upper[left] = torch.minimum(upper[left], lengths)
-    order = left[upper[left].argsort(descending=True)].tolist()
-    found = DualNorm(0.0, torch.zeros(x.shape[1], dtype=x.dtype), 1, order[0] % num_patterns)
-    for column in order:
-        if upper[column] < max(best, found.value) * (1 - _SLACK):
-            break
-        index = column % num_patterns
-        rows = torch.where(arrangements.patterns[:, index, None], x, -x)
-        inside = project_on_cone(pull[:, column], rows)
-        value = float(inside.norm())
-        if value > found.value:
-            found = DualNorm(value, inside / value, 1 if column < num_patterns else -1, index)
-    return found
+    return largest(x, nu, arrangements)
 
 
-class CorrelatedNeurons(NamedTuple):
-    """The best neuron of each block that reaches a threshold.
-
-    Attributes:
-        directions: (k, d) unit neurons; signs: (k,) output signs; values: (k,) correlations.
-    """
-
-    directions: Tensor
-    signs: Tensor
-    values: Tensor
+def largest(x: Tensor, nu: Tensor, arrangements: Arrangements) -> DualNorm:
+    """`dual_norm` over patterns, of data that were checked before."""
+    if nu.ndim == 2:
+        return DualNorm(min(_over_patterns(x, nu, arrangements), enumeration_free(x, nu)))
+    prices = price(x, nu, arrangements)
+    if len(prices.values) == 0:
+        return DualNorm(prices.sup, x.new_zeros(x.shape[1]), 1, 0)
+    return DualNorm(prices.sup, prices.vectors[0], int(prices.signs[0]), int(prices.columns[0]))
 
 
-def correlated_neurons(x: Tensor, nu: Tensor, arrangements: Arrangements, threshold: float) -> CorrelatedNeurons:
-    """Find the best neuron of every (pattern, sign) block whose correlation with `nu` is at least `threshold` > 0."""
-    centre = x.T @ (arrangements.patterns.to(x.dtype) * nu[:, None])
-    pull = torch.cat([-centre, centre], 1)
-    left = (pull.norm(dim=0) >= threshold).nonzero()[:, 0]
-    if len(left):
-        left = left[_shorten(x, arrangements.patterns[:, left % len(arrangements)], pull[:, left]) >= threshold]
-    neurons, signs = [], []
-    for column in left.tolist():
-        rows = torch.where(arrangements.patterns[:, column % len(arrangements), None], x, -x)
-        inside = project_on_cone(pull[:, column], rows)
-        if inside.norm() >= threshold:
-            neurons.append(inside)
-            signs.append(1.0 if column < len(arrangements) else -1.0)
-    found = torch.stack(neurons) if neurons else x.new_zeros(0, x.shape[1])
-    values = found.norm(dim=1)
-    return CorrelatedNeurons(found / values[:, None], torch.tensor(signs, dtype=x.dtype), values)
-
-
-class Prices(NamedTuple):
-    """The blocks whose neurons correlate most with `nu`.
-
-    Attributes:
-        columns: (k,) patterns; signs: (k,) output signs; values: (k,) correlations, in falling order.
-        sup: upper bound on the correlation of any block.
-    """
-
-    columns: Tensor
-    signs: Tensor
-    values: Tensor
-    sup: float
-
-
-def price(x: Tensor, nu: Tensor, arrangements: Arrangements, beta: float, count: int) -> Prices:
-    """Find up to `count` (pattern, sign) blocks that a neuron should be added in: those that exceed `beta` most.
-
-    `x` and `nu` are CPU float64. This is `dual_norm` that stops early.
-    """
-    centre = x.T @ (arrangements.patterns.to(x.dtype) * nu[:, None])
-    pull = torch.cat([-centre, centre], 1)
-    upper = pull.norm(dim=0)
-    left = (upper > beta).nonzero()[:, 0]
-    if len(left):
-        lengths = _shorten(x, arrangements.patterns[:, left % len(arrangements)], pull[:, left])
-        upper[left] = torch.minimum(upper[left], lengths)
-    found: list[tuple[float, int]] = []
-    for column in left[upper[left].argsort(descending=True)].tolist():
-        # sorted by upper bounds: once `count` values are above what is left, they are the largest
-        if upper[column] <= beta or (len(found) >= count and upper[column] <= sorted(found)[-count][0]):
-            break
-        rows = torch.where(arrangements.patterns[:, column % len(arrangements), None], x, -x)
-        upper[column] = project_on_cone(pull[:, column], rows).norm()
-        if upper[column] > beta:
-            found.append((float(upper[column]), column))
-        if len(found) >= 2 * count:
-            break
-    found = sorted(found, reverse=True)[:count]
-    columns = torch.tensor([column for _, column in found], dtype=torch.long)
-    return Prices(
-        columns % len(arrangements),
-        torch.where(columns < len(arrangements), 1.0, -1.0).to(x.dtype),
-        torch.tensor([value for value, _ in found], dtype=x.dtype),
-        float(upper.max()),
+def enumeration_free(x: Tensor, nu: Tensor) -> float:
+    """Upper bound on the dual norm for data of any size: ``(t)_+ = (t + |t|) / 2`` and Cauchy-Schwarz."""
+    if nu.ndim == 1:
+        slope = float((x.T @ nu).norm())
+        return 0.5 * slope + 0.5 * max(_bend(x, (-sign * nu).clamp_min(0)) for sign in (1.0, -1.0))
+    # v^T nu^T |x u| for unit v: with weights |nu_k|, one factor depends on v and one on u
+    sizes = nu.norm(dim=1)
+    scaled = nu / torch.where(sizes > 0, sizes, 1.0).sqrt()[:, None]
+    together = 0.5 * float(torch.linalg.matrix_norm(nu.T @ x, ord=2)) + 0.5 * float(
+        torch.linalg.matrix_norm(scaled, ord=2) * torch.linalg.matrix_norm(sizes.sqrt()[:, None] * x, ord=2)
     )
+    return min(together, math.hypot(*(enumeration_free(x, column) for column in nu.T)))
+
+
+def _bend(x: Tensor, against: Tensor) -> float:
+    spread = torch.linalg.eigvalsh(x.T @ (against[:, None] * x))[-1].clamp_min(0)
+    return float((against.sum() * spread).sqrt())
+
+
+def _over_patterns(x: Tensor, nu: Tensor, arrangements: Arrangements) -> float:
+    """Upper bound for several outputs: the largest singular value of ``nu^T D x``, or the outputs one by one."""
+    apart = math.hypot(*(price(x, column, arrangements).sup for column in nu.T))
+    together = 0.0
+    for part in arrangements.patterns.split(max(1, _columns(x) // nu.shape[1]), 1):
+        maps = torch.einsum("nk,np,nd->pkd", nu, part.to(x.dtype), x)
+        together = max(together, float(torch.linalg.matrix_norm(maps, ord=2).max()))
+    return min(apart, together)
 
 
 def dual_bound(y: Tensor, nu: Tensor, sup: float, beta: float, *, loss: Loss = "squared") -> float:
-    """Lower bound on the optimal value from any dual variable.
+    """Lower bound on the optimal value, without an output bias, from any dual variable.
 
     Args:
-        y: targets, (n,).
-        nu: any dual variable, (n,): for the logistic loss within its domain, ``0 <= -y nu <= 1``.
+        y: targets, (n,) or (n, k).
+        nu: any dual variable, shaped as `y`: for the logistic loss within its domain, ``0 <= -y nu <= 1``.
         sup: the dual norm of `nu`, or an upper bound of it.
         beta: strength of the weight decay.
         loss: of the outputs.
 
     Returns:
-        The dual value of the best feasible multiple of `nu` (squared), or of the largest one up to 1 (logistic).
+        The dual value of the best feasible multiple of `nu`; `nu` itself is one where ``sup <= beta``.
     """
     y = torch.as_tensor(y).detach().to("cpu", torch.float64)
     nu = torch.as_tensor(nu).detach().to("cpu", torch.float64)
-    if nu.norm() == 0:
-        return float(dual_value(nu, y, loss))
-    reach = beta / sup if sup > 0 else float("inf")
-    if loss == "squared":
-        step = float(-(nu @ y) / nu.square().sum())
-        return float(dual_value(max(-reach, min(reach, step)) * nu, y, loss))
-    return float(dual_value(min(1.0, reach) * nu, y, loss))
+    problem = Problem.of(y.new_ones(len(y), 1), y, beta, loss=loss)
+    if not float(dual_value(nu, y, loss)) > -math.inf:
+        raise ValueError(f"nu lies outside the domain of the conjugate of the {loss} loss.")
+    nu_unit = problem.unit / problem.y_unit
+    return problem.unit * problem.bound(nu / nu_unit, sup / nu_unit)
 
 
 def gated_norms(x: Tensor, nu: Tensor, patterns: Tensor) -> Tensor:
@@ -190,56 +188,13 @@ def gated_norms(x: Tensor, nu: Tensor, patterns: Tensor) -> Tensor:
     return norms
 
 
+def _columns(x: Tensor) -> int:
+    """How many patterns a temporary matrix may hold."""
+    return max(1, _ENTRIES // len(x))
+
+
 def _check_dual(nu: Tensor, x: Tensor) -> Tensor:
     nu = torch.as_tensor(nu).detach().to("cpu", torch.float64)
-    if nu.shape != (len(x),) or not nu.isfinite().all():
+    if nu.ndim not in (1, 2) or len(nu) != len(x) or not nu.isfinite().all():
         raise ValueError(f"nu must hold one finite number for each of the {len(x)} samples; got {tuple(nu.shape)}.")
-    return nu
-
-
-def _enumeration_free(x: Tensor, nu: Tensor, sign: float) -> float:
-    against = (-sign * nu).clamp_min(0)
-    spread = torch.linalg.eigvalsh(x.T @ (against[:, None] * x))[-1].clamp_min(0)
-    return float(0.5 * (x.T @ nu).norm() + 0.5 * (against.sum() * spread).sqrt())
-
-
-def _reached(x: Tensor, nu: Tensor, pull: Tensor, upper: Tensor) -> float:
-    """A value that some unit neuron does reach: a lower bound that lets most patterns be dismissed."""
-    num_patterns = pull.shape[1] // 2
-    best, neuron, sign = 0.0, None, 1.0
-    for block in torch.arange(pull.shape[1]).tensor_split(-(-pull.shape[1] // max(1, _CHUNK // len(x)))):
-        units = pull[:, block] / upper[block].clamp_min(torch.finfo(x.dtype).tiny)
-        signs = torch.where(block < num_patterns, 1.0, -1.0)
-        values = -signs * (nu @ (x @ units).clamp_min(0))
-        top = int(values.argmax())
-        if values[top] > best:
-            best, neuron, sign = float(values[top]), units[:, top], float(signs[top])
-    while neuron is not None:  # climb: the best neuron of the pattern where the last one lies
-        active = x @ neuron > 0
-        inside = project_on_cone(-sign * (x[active].T @ nu[active]), torch.where(active[:, None], x, -x))
-        if inside.norm() <= best * (1 + 1e-12):
-            break
-        neuron = inside / inside.norm()
-        reached = float(-sign * (nu @ (x @ neuron).clamp_min(0)))
-        if reached <= best * (1 + 1e-12):
-            break
-        best = reached
-    return best
-
-
-def _shorten(x: Tensor, patterns: Tensor, pull: Tensor, steps: int = 60) -> Tensor:
-    """Upper bounds on the projections' lengths: any non-negative multipliers give one, good ones a tight one."""
-    step = 1.0 / torch.linalg.matrix_norm(x, ord=2).square()
-    lengths = []
-    for block in torch.arange(pull.shape[1]).tensor_split(-(-pull.shape[1] // max(1, _CHUNK // len(x)))):
-        side = torch.where(patterns[:, block], 1.0, -1.0).to(x.dtype)
-        multipliers = torch.zeros_like(side)
-        ahead, momentum = multipliers, 1.0
-        for _ in range(steps):  # accelerated projected gradient
-            residual = pull[:, block] + x.T @ (side * ahead)
-            following = (ahead - step * side * (x @ residual)).clamp_min(0)
-            next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-            ahead = following + (momentum - 1) / next_momentum * (following - multipliers)
-            multipliers, momentum = following, next_momentum
-        lengths.append((pull[:, block] + x.T @ (side * multipliers)).norm(dim=0))
-    return torch.cat(lengths)
+    return nu[:, 0] if nu.ndim == 2 and nu.shape[1] == 1 else nu

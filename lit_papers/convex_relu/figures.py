@@ -2,8 +2,9 @@
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from lit_papers.convex_relu.landscape import path_to_optimum
 from lit_papers.convex_relu.networks import objective, optimal_set
 from lit_papers.convex_relu.optimal_set import OptimalSet
 from lit_papers.convex_relu.programs import solve_relu_program
-from lit_papers.plotting import STYLES, new_figure
+from lit_papers.plotting import STYLES, log_scale, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,6 +153,28 @@ def plot_widths(results: dict[str, dict[int, Tensor]], min_width: int) -> "Figur
     axes.set_xticks([], minor=True)
     axes.legend()
     axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_gap(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Distance from the optimum on a log scale, and the largest correlation over beta, against the epoch."""
+    figure, (distance, ratio) = new_figure(1, 2)
+    epochs = [entry["epoch"] for entry in history]
+    shown = {"gap": "objective - optimum", "certified_gap": "objective - certified bound"}
+    shown["bank_gain"] = "objective - optimum on own patterns"
+    for style, (key, label) in zip(STYLES, shown.items(), strict=False):
+        if key in history[-1]:
+            heights = [entry.get(key, math.nan) for entry in history]
+            distance.plot(epochs, heights, markersize=3, label=label, **style)
+    log_scale(distance)
+    distance.set(xlabel="epoch", ylabel="distance (units of the objective)")
+    distance.legend()
+    ratio.plot(epochs, [entry.get("sup_ratio", math.nan) for entry in history], markersize=3, **STYLES[0])
+    ratio.axhline(1.0, color="grey", linestyle=":", linewidth=1)
+    ratio.set(xlabel="epoch", ylabel=r"$\max_u |\nu^T (X u)_+|\; /\; \beta$")
+    log_scale(ratio)
+    for axes in (distance, ratio):
+        axes.grid(alpha=0.3)
     return figure
 
 

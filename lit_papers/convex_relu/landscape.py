@@ -11,19 +11,12 @@ import torch
 from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements, check_arrangements, distinct_lines
-from lit_papers.convex_relu.certificates import dual_bound, dual_norm
-from lit_papers.convex_relu.networks import network_output, objective
+from lit_papers.convex_relu.certificates import enumeration_free, largest
+from lit_papers.convex_relu.losses import Loss, loss_gradient, loss_value
+from lit_papers.convex_relu.networks import network_output
 from lit_papers.convex_relu.optimal_set import OptimalSet
 from lit_papers.convex_relu.path import NetworkPath, path_to_optimum
-from lit_papers.convex_relu.problem import (
-    Loss,
-    check_beta,
-    check_features,
-    check_network,
-    check_targets,
-    import_scipy_optimize,
-    loss_gradient,
-)
+from lit_papers.convex_relu.problem import Problem, check_features, import_scipy_optimize
 
 __all__ = [
     "NetworkPath",
@@ -75,6 +68,7 @@ def global_optimality(
     arrangements: Arrangements | None = None,
     *,
     loss: Loss = "squared",
+    bias: Tensor | None = None,
     tol: float = 1e-6,
 ) -> OptimalityReport:
     """Test whether a network is globally optimal, in polynomial time for data of fixed rank.
@@ -84,36 +78,59 @@ def global_optimality(
 
     Args:
         x: data, (n, d).
-        y: targets, (n,).
+        y: targets, (n,), or (n, k) for k outputs.
         weight: hidden neurons, (m, d); any width, none included.
-        alpha: output weights, (m,).
+        alpha: output weights, (m,) or (m, k).
         beta: strength of the weight decay.
-        arrangements: all patterns make the test exact. With some of them, or None, the bound needs no patterns and is
-            looser: True is still a proof, False is not.
+        arrangements: all patterns make the test exact for one output. With some of them, or None, the bound needs no
+            patterns and is looser: True is still a proof, False is not.
         loss: of the outputs.
-        tol: gap, relative to the objective or to 1 where that is larger, that counts as none.
+        bias: output bias, a scalar or (k,), which is not decayed; None for networks without.
+        tol: gap, relative to the loss of the network without neurons, that counts as none.
 
     Raises:
-        ValueError: the data, the network or the arrangements are malformed.
+        ValueError: the data, the network or the arrangements are malformed, or the arrangements are of other data.
     """
-    x, y, weight, alpha, beta = _checked(x, y, weight, alpha, beta, loss)
-    nu = loss_gradient(network_output(x, weight, alpha), y, loss)
-    found = None if arrangements is None else dual_norm(x, nu, check_arrangements(arrangements, x))
+    problem = Problem.of(x, y, beta, loss=loss, output_bias=bias is not None)
+    if arrangements is not None:
+        check_arrangements(arrangements, check_features(x))
+    return report(problem, weight, alpha, arrangements, bias=bias, tol=tol)
+
+
+def report(
+    problem: Problem,
+    weight: Tensor,
+    alpha: Tensor,
+    arrangements: Arrangements | None = None,
+    *,
+    bias: Tensor | None = None,
+    tol: float = 1e-6,
+) -> OptimalityReport:
+    """`global_optimality` for a problem, and patterns, that were checked before."""
+    weight, alpha = problem.scaled(weight, alpha)
+    outputs = network_output(problem.x, weight, alpha)
+    norms, sizes = weight.norm(dim=1), _sizes(alpha)
+    reached = outputs + _scaled_bias(problem, bias)
+    value = float(
+        loss_value(reached, problem.y, problem.loss, problem.weights)
+        + 0.5 * problem.beta * (norms.square().sum() + sizes.square().sum())
+    )
+    nu = problem.dual(outputs)
+    found = None if arrangements is None else largest(problem.x, nu, arrangements)
     exact = arrangements is not None and arrangements.exact
-    sup = found.value if found is not None and exact else dual_norm(x, nu).value
-    value = float(objective(x, y, weight, alpha, beta, loss=loss))
-    bound = dual_bound(y, nu, sup, beta, loss=loss)
-    errors = (weight.norm(dim=1) - alpha.abs()).abs()
+    sup = found.value if found is not None and exact else enumeration_free(problem.x, nu)
+    bound = problem.bound(nu, sup)
+    errors = (norms - sizes).abs()
     return OptimalityReport(
-        is_global=value - bound <= tol * max(1.0, abs(value)),
-        objective=value,
-        lower_bound=bound,
-        gap=value - bound,
-        sup_ratio=sup / beta,
-        balance_error=float(errors.max()) if len(errors) else 0.0,
+        is_global=value - bound <= tol * problem.at_zero,
+        objective=problem.unit * value,
+        lower_bound=problem.unit * bound,
+        gap=problem.unit * (value - bound),
+        sup_ratio=sup / problem.beta,
+        balance_error=float(problem.unscaled(errors, errors)[0].max()) if len(errors) else 0.0,
         direction=None if found is None else found.direction,
         sign=None if found is None else found.sign,
-        exact=exact,
+        exact=exact and problem.num_outputs == 1,
     )
 
 
@@ -125,6 +142,7 @@ def clarke_residual(
     beta: float,
     *,
     loss: Loss = "squared",
+    bias: Tensor | None = None,
     zero_tol: float = 1e-7,
 ) -> float:
     """Distance of 0 from the Clarke subdifferential, the largest over neurons and layers; 0 at stationary points.
@@ -135,31 +153,45 @@ def clarke_residual(
 
     Args:
         x: data, (n, d).
-        y: targets, (n,).
+        y: targets, (n,) or (n, k).
         weight: hidden neurons, (m, d).
-        alpha: output weights, (m,).
+        alpha: output weights, (m,) or (m, k).
         beta: strength of the weight decay.
         loss: of the outputs.
+        bias: output bias, which is not decayed; None for networks without.
         zero_tol: ``|x_k . u| <= zero_tol |x_k| |u|`` is at the boundary.
 
     Raises:
         ValueError: the data or the network are malformed.
     """
-    x, y, weight, alpha, beta = _checked(x, y, weight, alpha, beta, loss)
+    problem = Problem.of(x, y, beta, loss=loss, output_bias=bias is not None)
+    residual = stationarity(problem, weight, alpha, bias=bias, zero_tol=zero_tol)
+    return residual * problem.unit * (problem.x_unit / problem.y_unit) ** 0.5
+
+
+def stationarity(
+    problem: Problem, weight: Tensor, alpha: Tensor, *, bias: Tensor | None = None, zero_tol: float = 1e-7
+) -> float:
+    """`clarke_residual` in the units of a problem that was checked before."""
     optimize = import_scipy_optimize()
-    nu = loss_gradient(network_output(x, weight, alpha), y, loss)
-    worst = 0.0
-    for neuron, out in zip(weight, alpha, strict=True):
+    x, beta = problem.x, problem.beta
+    weight, alpha = problem.scaled(weight, alpha)
+    nu = _gradient(problem, weight, alpha, bias)
+    outer = (x @ weight.T).clamp_min(0).T @ nu + beta * alpha
+    worst = float(_sizes(outer).max()) if len(outer) else 0.0
+    if bias is not None:
+        worst = max(worst, float(nu.sum(0).abs().max()))
+    pulls = nu @ alpha.T if nu.ndim == 2 else nu[:, None] * alpha  # (n, m)
+    for neuron, pull in zip(weight, pulls.T, strict=True):
         inner = x @ neuron
         near = inner.abs() <= zero_tol * x.norm(dim=1) * neuron.norm()
-        outer = float((nu @ inner.clamp_min(0) + beta * out).abs())
         on = (inner > 0) & ~near
-        fixed = out * (x[on].T @ nu[on]) + beta * neuron
-        free = out * (x[near] * nu[near, None]).T
+        fixed = x[on].T @ pull[on] + beta * neuron
+        free = (x[near] * pull[near, None]).T
         if near.any() and bool(free.abs().max() > 0):
             answer = optimize.lsq_linear(free.numpy(), -fixed.numpy(), bounds=(0.0, 1.0), method="bvls", tol=1e-14)
             fixed = fixed + free @ torch.from_numpy(answer.x)
-        worst = max(worst, outer, float(fixed.norm()))
+        worst = max(worst, float(fixed.norm()))
     return worst
 
 
@@ -188,32 +220,55 @@ def is_stationary(
         beta: strength of the weight decay.
         kind: of stationarity.
         loss: of the outputs.
-        tol: residual that counts as none.
+        tol: residual that counts as none, relative to ``sqrt(beta * loss of the network without neurons)``, the size of
+            a gradient of this problem.
         zero_tol: as in `clarke_residual`.
 
     Raises:
-        ValueError: the data, the network or `kind` are malformed.
+        ValueError: the data, the network or `kind` are malformed, or `directional` is asked of several outputs.
     """
     if kind not in ("clarke", "directional"):
         raise ValueError(f"kind must be 'clarke' or 'directional'; got {kind!r}.")
-    if clarke_residual(x, y, weight, alpha, beta, loss=loss, zero_tol=zero_tol) > tol:
+    problem = Problem.of(x, y, beta, loss=loss)
+    scale = (problem.beta * problem.at_zero) ** 0.5
+    if stationarity(problem, weight, alpha, zero_tol=zero_tol) > tol * scale:
         return False
     if kind == "clarke":
         return True
-    x, y, weight, alpha, beta = _checked(x, y, weight, alpha, beta, loss)
-    nu = loss_gradient(network_output(x, weight, alpha), y, loss)
-    lengths = x.norm(dim=1)
-    _, members, _, _ = distinct_lines(x.numpy())
+    if problem.num_outputs > 1:
+        raise ValueError("kind='directional' is of networks with one output.")
+    weight, alpha = problem.scaled(weight, alpha)
+    nu = _gradient(problem, weight, alpha, None)
+    rows = problem.x
+    lengths = rows.norm(dim=1)
+    _, members, _, _ = distinct_lines(rows.numpy())
     line = torch.from_numpy(members)
     for neuron, out in zip(weight, alpha, strict=True):
         if neuron.norm() == 0 or out == 0:
             continue
-        near = ((x @ neuron).abs() <= zero_tol * lengths * neuron.norm()) & (lengths > 0)
+        near = ((rows @ neuron).abs() <= zero_tol * lengths * neuron.norm()) & (lengths > 0)
         for index in line[near].unique():  # type: ignore[no-untyped-call]  # samples on one line make one kink
             same = near & (line == index)
-            if out.sign() * (nu[same] * lengths[same]).sum() < -tol * lengths[same].max():
+            if out.sign() * (nu[same] * lengths[same]).sum() < -tol * max(problem.beta, float(nu.norm())):
                 return False
     return True
+
+
+def _sizes(alpha: Tensor) -> Tensor:
+    """How large each neuron's output weights are, (m,)."""
+    return alpha.abs() if alpha.ndim == 1 else alpha.norm(dim=1)
+
+
+def _scaled_bias(problem: Problem, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return problem.y.new_zeros(problem.y.shape[1:])
+    bias = torch.as_tensor(bias).detach().to("cpu", torch.float64).reshape(problem.y.shape[1:])
+    return (bias - problem.y_shift) / problem.y_unit
+
+
+def _gradient(problem: Problem, weight: Tensor, alpha: Tensor, bias: Tensor | None) -> Tensor:
+    outputs = network_output(problem.x, weight, alpha) + _scaled_bias(problem, bias)
+    return loss_gradient(outputs, problem.y, problem.loss, problem.weights)
 
 
 class WidthBounds(NamedTuple):
@@ -238,11 +293,3 @@ def width_bounds(optimal: OptimalSet) -> WidthBounds:
         vertices = optimal.vertices()
         widest = int((vertices > 0).sum(1).max()) if len(vertices) else 0
     return WidthBounds(optimal.min_width, widest, len(optimal.output) + 1)
-
-
-def _checked(
-    x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, beta: float, loss: Loss
-) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    x = check_features(x)
-    weight, alpha = check_network(x, weight, alpha)
-    return x, check_targets(y, x, loss), weight, alpha, check_beta(beta)

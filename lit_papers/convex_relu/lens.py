@@ -2,25 +2,35 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, SubsetRandomSampler
 
+from lit_papers.convex_relu import figures
 from lit_papers.convex_relu.arrangements import (
     Arrangements,
     TooManyPatternsError,
     enumerate_arrangements,
     network_arrangements,
 )
-from lit_papers.convex_relu.landscape import clarke_residual, global_optimality
-from lit_papers.convex_relu.problem import Loss, check_beta, check_features, check_targets
-from lit_papers.convex_relu.programs import ConvexSolveError
-from lit_papers.convex_relu.solvers import solve_relu
-from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject
+from lit_papers.convex_relu.landscape import report, stationarity
+from lit_papers.convex_relu.losses import LOSSES, Loss, check_loss, loss_value
+from lit_papers.convex_relu.problem import Problem, check_beta
+from lit_papers.convex_relu.recognition import Layers, NotRecognised, Recognised, recognise, targets
+from lit_papers.convex_relu.relaxation import relaxed_bound
+from lit_papers.convex_relu.solvers import solve
+from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, Unpack, unpack_batch
+from lit_papers.lens import data as readings
+from lit_papers.lens.routes import step_arguments
 from lit_papers.lens.weight_decay import decay_of
-from lit_papers.plotting import STYLES, log_scale, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,34 +45,58 @@ _COMMON = (
     "clarke_residual",
     "balance_error",
     "active_neurons",
+    "problem_id",
 )
 _EXTRA = {"exact": ("optimum", "gap"), "bank": ("bank_optimum", "bank_gain"), "relaxed": ()}
 _FLOAT32_ZERO = 1e-5  # a float32 neuron on a boundary misses it by this much
 _LARGEST_BANK = 2_000_000  # constraints' entries, n x d x p, that a conic solver takes in seconds
+_CHEAP = 2000  # patterns whose program is solved in a second or two
+_OPERATIONS = 4e8  # a second, of one core: a budget in operations is the same on every process
 
 
-class Prepared(NamedTuple):
-    """What stays the same in a fit."""
+@dataclass(frozen=True)
+class Prepared:
+    """What stays the same in a fit.
 
-    x: Tensor
-    y: Tensor
-    beta: float
+    Attributes:
+        problem: of the rows that are trained on.
+        layers: names of the two.
+        mode: what is measured.
+        recognised: how a step's loss depends on the layers.
+        batch: one, as the module gets it, on which this is seen again at each look.
+        arrangements: all patterns, in mode `exact`.
+        optimum: the global one, in mode `exact`.
+        bound: certified before training.
+        x: the rows, which patterns of a network are of.
+    """
+
+    problem: Problem
     layers: tuple[str, str]
     mode: Literal["exact", "bank", "relaxed"]
+    recognised: Recognised
+    batch: Any
     arrangements: Arrangements | None
     optimum: float | None
+    bound: float
+    x: Tensor
+
+    @property
+    def number(self) -> float:
+        """The problem's fingerprint as a number that a history can hold: bounds of another problem are none here."""
+        return float(int(self.problem.name[:12], 16))
 
 
 class ConvexGapLens(Lens):
-    """Distance of ``Linear -> ReLU -> Linear(1)`` from the global optimum (Wang, Lacotte & Pilanci, ICLR 2022).
+    """Distance of ``Linear -> ReLU -> Linear`` from the global optimum (Wang, Lacotte & Pilanci, ICLR 2022).
 
     Args:
         mode: ``exact`` enumerates all patterns and solves for the optimum; ``bank`` solves on the network's own;
-            ``relaxed`` solves nothing; ``auto`` is exact where `max_patterns` allow it, bank otherwise.
+            ``relaxed`` solves nothing, and bounds; ``auto`` is exact where that is cheap, relaxed otherwise.
         layers: names of the two ``nn.Linear``; None takes the module's only two.
         beta: strength of the weight decay in the objective ``sum of losses + beta / 2 |weights|^2``.
-        loss: ``squared`` or ``logistic``.
+        loss: of the outputs; None finds out.
         max_patterns: most patterns to enumerate.
+        seconds: about, for the bound before training.
 
     Raises:
         ValueError: an argument is out of range.
@@ -76,76 +110,81 @@ class ConvexGapLens(Lens):
         *,
         layers: Sequence[str] | None = None,
         beta: float | None = None,
-        loss: Loss = "squared",
+        loss: Loss | None = None,
         max_patterns: int = 50_000,
+        seconds: float = 3.0,
     ) -> None:
         if mode not in ("auto", "exact", "bank", "relaxed"):
             raise ValueError(f"mode must be 'auto', 'exact', 'bank' or 'relaxed'; got {mode!r}.")
-        if loss not in ("squared", "logistic"):
-            raise ValueError(f"loss must be 'squared' or 'logistic'; got {loss!r}.")
         if layers is not None and (isinstance(layers, str) or len(layers) != 2):
             raise ValueError(f"layers must name the hidden and the output layer; got {layers!r}.")
+        if not seconds > 0:
+            raise ValueError(f"seconds must be positive; got {seconds}.")
         self.mode = mode
         self.layers = layers
         self.beta = None if beta is None else check_beta(beta)
-        self.loss: Loss = loss
+        self.loss: Loss | None = None if loss is None else check_loss(loss)
         self.max_patterns = max_patterns
+        self.seconds = seconds
 
     def check(self, subject: Subject) -> Prepared:
-        """Check the network, read the data, and in exact mode solve for the optimum."""
+        """See what a training step minimises, read the rows that are trained on, and bound or find their optimum."""
+        if not subject.copy:
+            raise NotApplicable("ConvexGap: copy=False is no way to run a step at other weights: take copy=True")
         names = _find_layers(subject.network, self.layers)
-        inputs, targets = subject.rows(wanted="samples")
-        _check_layout(subject, inputs[:256], names)
-        hidden, _ = _layers(subject.network, names)
-        x, y = _as_problem(inputs, targets, self.loss, hidden)
-        beta = check_beta(self.beta if self.beta is not None else self._infer_beta(subject, names, len(x)))
-        arrangements, optimum = None, None
-        mode: Literal["exact", "bank", "relaxed"] = "bank" if self.mode == "auto" else self.mode
-        if self.mode in ("auto", "exact"):
-            try:
-                arrangements = enumerate_arrangements(x, max_patterns=self.max_patterns)
-            except TooManyPatternsError:
-                if self.mode == "exact":
-                    raise
-            else:
-                mode = "exact"
-                optimum = solve_relu(x, y, beta, arrangements, loss=self.loss).objective
-                rank_zero_info(f"ConvexGap: the global optimum over {len(arrangements)} patterns is {optimum:.6g}")
-        return Prepared(x, y, beta, names, mode, arrangements, optimum)
+        if not subject.trial:
+            _check_rows_stay(subject)
+        rows, given = subject.rows(wanted="samples")
+        with subject.quiet():
+            batch = subject.to_device(readings.first_batch(subject.loader))
+        recognised = self._recognise(subject, names, batch)
+        layers = Layers(*_layers(subject.network, names))
+        x, y = layers.inputs(rows), targets(given, recognised.loss, layers.num_outputs)
+        beta = self.beta if self.beta is not None else self._beta_of(subject, names, recognised, batch, len(x))
+        problem = Problem.of(x, y, beta, loss=recognised.loss, output_bias=layers.bias is not None)
+        mode, arrangements, optimum, bound = self._mode(problem, x), None, None, 0.0
+        if mode == "exact":
+            arrangements = enumerate_arrangements(x, max_patterns=self.max_patterns)
+            solution = solve(problem, arrangements)
+            optimum, bound = solution.objective, solution.lower_bound
+            rank_zero_info(f"ConvexGap: the global optimum over {len(arrangements)} patterns is {optimum:.6g}")
+        else:
+            cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 2e6  # each step's overhead counts too
+            steps = int(min(200, max(10, self.seconds * _OPERATIONS / cost)))
+            bound = problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
+        return Prepared(problem, names, mode, recognised, batch, arrangements, optimum, bound, x)
 
     def look(self, moment: Moment, prepared: Prepared, history: Sequence[Mapping[str, Any]]) -> Numbers:
         """Objective, the best bound of this problem so far, and what lies between.
 
         Raises:
-            ValueError: nothing can be measured (a network that has diverged).
+            ValueError: nothing can be measured (a network that has diverged, or whose step computes another loss now).
         """
-        x, y, beta, names, mode, arrangements, optimum = prepared
-        with moment.network() as network:
-            weight, alpha = _weights(*_layers(network, names))
-        try:
-            report = global_optimality(x, y, weight, alpha, beta, arrangements, loss=self.loss)
-            bounds = [entry["lower_bound"] for entry in history if math.isfinite(entry["lower_bound"])]
-            lower_bound = max([report.lower_bound, *bounds])
-            masses = weight.norm(dim=1) * alpha.abs()
-            numbers: Numbers = {
-                "objective": report.objective,
-                "lower_bound": lower_bound,
-                "certified_gap": report.objective - lower_bound,
-                "sup_ratio": report.sup_ratio,
-                "clarke_residual": clarke_residual(x, y, weight, alpha, beta, loss=self.loss, zero_tol=_FLOAT32_ZERO),
-                "balance_error": report.balance_error,
-                "active_neurons": float((masses > 1e-6 * masses.max()).sum()),
-            }
-            if optimum is not None:
-                numbers |= {"optimum": optimum, "gap": report.objective - optimum}
-            if mode == "bank":
-                bank = network_arrangements(x, weight)
-                if len(bank) * x.numel() > _LARGEST_BANK:
-                    bank = network_arrangements(x, weight, flip_tol=0.0)
-                best = solve_relu(x, y, beta, bank, loss=self.loss).objective
-                numbers |= {"bank_optimum": best, "bank_gain": report.objective - best}
-        except ConvexSolveError as error:
-            raise ValueError(str(error)) from error
+        problem = prepared.problem
+        weight, alpha, bias = self._seen_again(moment.subject, prepared)
+        now = report(problem, weight, alpha, prepared.arrangements, bias=bias)
+        known = [entry["lower_bound"] for entry in history if entry.get("problem_id") == prepared.number]
+        lower_bound = max([now.lower_bound, prepared.bound, *known])
+        scale = problem.unit * (problem.x_unit / problem.y_unit) ** 0.5
+        masses = weight.norm(dim=1) * alpha.reshape(len(alpha), -1).norm(dim=1)
+        numbers: Numbers = {
+            "objective": now.objective,
+            "lower_bound": lower_bound,
+            "certified_gap": now.objective - lower_bound,
+            "sup_ratio": now.sup_ratio,
+            "clarke_residual": scale * stationarity(problem, weight, alpha, bias=bias, zero_tol=_FLOAT32_ZERO),
+            "balance_error": now.balance_error,
+            "active_neurons": float((masses > 1e-6 * masses.max()).sum()),
+            "problem_id": prepared.number,
+        }
+        if prepared.optimum is not None:
+            numbers |= {"optimum": prepared.optimum, "gap": now.objective - prepared.optimum}
+        if prepared.mode == "bank":
+            bank = network_arrangements(prepared.x, weight)
+            if len(bank) * prepared.x.numel() > _LARGEST_BANK:
+                bank = network_arrangements(prepared.x, weight, flip_tol=0.0)
+            best = solve(problem, bank).objective
+            numbers |= {"bank_optimum": best, "bank_gain": now.objective - best}
         return numbers
 
     def unknown(self, prepared: Prepared) -> Numbers:
@@ -154,40 +193,175 @@ class ConvexGapLens(Lens):
 
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """Distance from the optimum on a log scale, and the largest correlation over beta, against the epoch."""
-        figure, (distance, ratio) = new_figure(1, 2)
-        epochs = [entry["epoch"] for entry in history]
-        shown = {"gap": "objective - optimum", "certified_gap": "objective - certified bound"}
-        shown["bank_gain"] = "objective - optimum on own patterns"
-        for style, (key, label) in zip(STYLES, shown.items(), strict=False):
-            if key in history[-1]:
-                heights = [entry.get(key, math.nan) for entry in history]
-                distance.plot(epochs, heights, markersize=3, label=label, **style)
-        log_scale(distance)
-        distance.set(xlabel="epoch", ylabel="distance (units of the objective)")
-        distance.legend()
-        ratio.plot(epochs, [entry["sup_ratio"] for entry in history], markersize=3, **STYLES[0])
-        ratio.axhline(1.0, color="grey", linestyle=":", linewidth=1)
-        ratio.set(xlabel="epoch", ylabel=r"$\max_u |\nu^T (X u)_+|\; /\; \beta$")
-        log_scale(ratio)
-        for axes in (distance, ratio):
-            axes.grid(alpha=0.3)
-        return figure
+        return figures.plot_gap(history)
 
-    def _infer_beta(self, subject: Subject, names: tuple[str, str], size: int) -> float:
-        beta = getattr(subject.network, "beta", None)
-        if isinstance(beta, (int, float)):
-            return float(beta)
+    def _mode(self, problem: Problem, x: Tensor) -> Literal["exact", "bank", "relaxed"]:
+        if problem.num_outputs > 1:
+            if self.mode in ("exact", "bank"):
+                raise NotApplicable(
+                    f"ConvexGap: mode={self.mode!r} is of one output, the network has {problem.num_outputs}: take "
+                    "mode='relaxed'"
+                )
+            return "relaxed"
+        if self.mode != "auto":
+            return self.mode
+        try:
+            enumerate_arrangements(x, max_patterns=min(self.max_patterns, _CHEAP))
+        except TooManyPatternsError:
+            return "relaxed"
+        return "exact"
+
+    def _recognise(self, subject: Subject, names: tuple[str, str], batch: Any) -> Recognised:
+        """Run the step, in float64 if it can, and see what it computes."""
+        losses = LOSSES if self.loss is None else (self.loss,)
+        reason = "there was nothing to run"
+        for doubled in (True, False):
+            with subject.quiet(), subject.twin() as network:
+                network.train()
+                try:
+                    step, layers, x, y = self._step(subject, network, names, batch, doubled)
+                    return recognise(step, layers, x, y, losses)
+                except NotRecognised as error:
+                    raise NotApplicable(
+                        f"ConvexGap: {error}. Name other `layers`, or take another network: the theory does not "
+                        "cover this one."
+                    ) from error
+                except NotApplicable:
+                    raise
+                except Exception as error:  # a stranger's step; the other precision may suit it
+                    reason = f"{type(error).__name__}: {error}"
+        raise NotApplicable(
+            f"ConvexGap: neither `training_step` nor `forward` can be run on a batch ({reason}): pass `call`, a "
+            "function from (module, batch) to (outputs, targets)"
+        )
+
+    def _step(
+        self, subject: Subject, network: nn.Module, names: tuple[str, str], batch: Any, doubled: bool
+    ) -> tuple[Any, Layers, Tensor, Tensor]:
+        """What gives the loss of a batch with the network as it is, its layers, and the batch's rows."""
+        if doubled:
+            network.double()
+            batch = apply_to_collection(batch, Tensor, lambda t: t.double() if t.is_floating_point() else t)
+        layers = Layers(*_layers(network, names))
+        x, y = _pair(batch, subject.unpack)
+        if subject.call is not None:
+            y = subject.call(network, batch)[1]
+        by_step = _has_step(subject)
+
+        def stepped() -> Any:
+            returned = cast(Any, network).training_step(*step_arguments(cast(Any, network).training_step, batch))
+            loss = returned.get("loss") if isinstance(returned, Mapping) else returned
+            if not isinstance(loss, Tensor):
+                raise ValueError("`training_step` returns no loss")
+            return loss
+
+        def called() -> Tensor:
+            outputs = network(x) if subject.call is None else subject.call(network, batch)[0]
+            loss = self.loss or "squared"
+            wanted = targets(y, loss, layers.num_outputs)
+            outputs = outputs.detach().to("cpu", torch.float64)
+            return loss_value(outputs.reshape(wanted.shape), wanted, loss) / len(wanted)
+
+        def step() -> Any:
+            with nullcontext() if doubled else subject.precision():
+                return stepped() if by_step else called()
+
+        return step, layers, x, y
+
+    def _seen_again(self, subject: Subject, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The layers as they are now, if one batch shows that the step computes what it did before training."""
+        failure: Exception | None = None
+        for doubled in (True, False):
+            with subject.quiet(), subject.twin() as network:
+                layers = Layers(*_layers(network, prepared.layers))
+                seen = layers.weight, layers.alpha, layers.bias
+                precision = 1e-5 + 100 * torch.finfo(layers.hidden.weight.dtype).eps
+                if not (seen[0].isfinite().all() and seen[1].isfinite().all()):
+                    raise ValueError("weight and alpha must be finite; this network has diverged.")
+                network.train()
+                try:
+                    step, layers, x, y = self._step(subject, network, prepared.layers, prepared.batch, doubled)
+                    value = float(step())
+                except Exception as error:  # as in `check`
+                    failure = error
+                    continue
+                expected = prepared.recognised.predicted(layers, x, y)
+                size = max(abs(expected), 1e-3 * prepared.recognised.factor * prepared.problem.unit)
+                if not abs(value - expected) <= precision * size:
+                    raise ValueError(
+                        f"the training step computes another loss than before training ({value:.6g} on a batch, not "
+                        f"{expected:.6g}): a bound would be of another problem"
+                    )
+                return seen
+        raise ValueError(f"the training step cannot be run any more: {failure}")
+
+    def _beta_of(
+        self, subject: Subject, names: tuple[str, str], recognised: Recognised, batch: Any, size: int
+    ) -> float:
+        """Strength of the decay in the objective, which sums over samples: the step's penalty and the optimizer's."""
+        cure = "Pass `beta`: with the loss summed over samples, the objective is loss + beta / 2 |weights|^2."
+        if not _has_step(subject):
+            raise NotApplicable(f"ConvexGap: beta cannot be told without a training step. {cure}")
         optimizers = [] if subject.trainer is None else subject.trainer.optimizers
-        found = [decay_of(p, optimizers) for layer in _layers(subject.network, names) for p in layer.parameters()]
-        decays = {decay.strength for decay in found if decay is not None}
+        hidden, output = _layers(subject.network, names)
+        decayed = [hidden.weight, output.weight, *([] if hidden.bias is None else [hidden.bias])]
+        try:
+            found = [decay_of(parameter, optimizers) for parameter in decayed]
+        except NotApplicable as error:
+            kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+            raise NotApplicable(f"ConvexGap: beta does not follow from the weight decay of {kinds}. {cure}") from error
+        strengths = {0.0 if decay is None else decay.strength for decay in found}
         decoupled = any(decay.decoupled for decay in found if decay is not None)
-        if len(decays) != 1 or decoupled or not max(decays) > 0:
-            told = "decoupled weight decay" if decoupled else f"weight decay {sorted(decays) or 'of no optimizer'}"
-            raise NotApplicable(
-                f"ConvexGap: beta cannot be told from {told}. Pass `beta`: with the loss summed over samples, the "
-                "objective is loss + beta / 2 |weights|^2."
-            )
-        return max(decays) * size * (0.5 if self.loss == "squared" else 1.0)
+        if len(strengths) != 1 or decoupled or not max(strengths) + recognised.penalty > 0:
+            told = "decoupled weight decay" if decoupled else f"weight decay {sorted(strengths)}"
+            raise NotApplicable(f"ConvexGap: beta cannot be told from {told} of weights and hidden bias. {cure}")
+        rows, _ = _pair(batch, subject.unpack)
+        return (max(strengths) + recognised.penalty) * size / (recognised.factor * len(rows))
+
+
+def _has_step(subject: Subject) -> bool:
+    """Whether the loss is seen from a training step; otherwise it is of the outputs of `call` or ``forward``."""
+    network = subject.network
+    return subject.call is None and isinstance(network, LightningModule) and is_overridden("training_step", network)
+
+
+def _pair(batch: Any, unpack: Unpack | None) -> tuple[Tensor, Tensor]:
+    x, y = (unpack or unpack_batch)(batch)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise NotApplicable(f"ConvexGap: batches must give one tensor each, got {type(x).__name__}; pass `unpack`")
+    return x, y
+
+
+def _check_rows_stay(subject: Subject) -> None:
+    """An objective is of a data set: every epoch must train on the same rows, each as often."""
+    loader = subject.loader
+    if not isinstance(loader, DataLoader):
+        raise NotApplicable("ConvexGap: which rows are trained on is known of a DataLoader only: pass `dataloader`")
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        sampler: Any = getattr(loader.batch_sampler, "sampler", None)
+    else:
+        sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler.sampler
+    inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)  # as Lightning wraps it for several processes
+    sampler = sampler if inner is None else inner
+    if isinstance(sampler, (list, tuple, range)):
+        if len(set(sampler)) != len(sampler):
+            raise NotApplicable("ConvexGap: the sampler repeats samples: pass `dataloader`, with each once")
+        return
+    shuffled_once = (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    )
+    known = type(sampler) in (SequentialSampler, SubsetRandomSampler) or shuffled_once
+    distributed = type(sampler).__module__.startswith(("lightning.", "torch.utils.data.distributed"))
+    if not known and not distributed:
+        raise NotApplicable(
+            f"ConvexGap: {type(sampler).__name__} may draw other samples each epoch, or some more often than others: "
+            "there is no one objective; pass `dataloader`, the data that it stands for"
+        )
+    limit = None if subject.trainer is None else readings.training_limit(subject.trainer)
+    if limit is not None and type(sampler) is not SequentialSampler and limit < len(loader):
+        raise NotApplicable(
+            "ConvexGap: a part of a shuffled epoch is other samples each time (limit_train_batches): pass `dataloader`"
+        )
 
 
 def _find_layers(module: nn.Module, names: Sequence[str] | None) -> tuple[str, str]:
@@ -204,11 +378,10 @@ def _find_layers(module: nn.Module, names: Sequence[str] | None) -> tuple[str, s
         if not isinstance(named.get(name), nn.Linear):
             raise NotApplicable(f"ConvexGap: layers={list(names)}, but {name!r} is no nn.Linear there.")
     hidden, output = (cast(nn.Linear, named[name]) for name in names)
-    has_bias = "bias" in dict(output.named_parameters())
-    if output.out_features != 1 or has_bias or output.in_features != hidden.out_features:
+    if output.in_features != hidden.out_features:
         raise NotApplicable(
-            f"ConvexGap: the output layer {names[1]!r} must be nn.Linear({hidden.out_features}, 1, bias=False), the "
-            f"network that the theory is of; it is {output}. Name another with `layers`."
+            f"ConvexGap: {names[1]!r} takes {output.in_features} features, and {names[0]!r} gives "
+            f"{hidden.out_features}: name two layers that follow each other with `layers`."
         )
     return names[0], names[1]
 
@@ -216,50 +389,3 @@ def _find_layers(module: nn.Module, names: Sequence[str] | None) -> tuple[str, s
 def _layers(network: nn.Module, names: tuple[str, str]) -> tuple[nn.Linear, nn.Linear]:
     named = {name.replace("_orig_mod.", ""): layer for name, layer in network.named_modules()}
     return cast(nn.Linear, named[names[0]]), cast(nn.Linear, named[names[1]])
-
-
-def _weights(hidden: nn.Linear, output: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Copies of both layers on the CPU in float64, the hidden bias as a last column."""
-    weight = hidden.weight.detach().to("cpu", torch.float64, copy=True)
-    if hidden.bias is not None:
-        weight = torch.cat([weight, hidden.bias.detach().to("cpu", torch.float64)[:, None]], 1)
-    return weight, output.weight.detach()[0].to("cpu", torch.float64, copy=True)
-
-
-def _as_problem(inputs: Tensor, targets: Tensor, loss: Loss, hidden: nn.Linear) -> tuple[Tensor, Tensor]:
-    x = inputs.flatten(1).to("cpu", torch.float64)
-    y = targets.to("cpu", torch.float64).reshape(len(targets), -1)
-    if y.shape[1] != 1:
-        raise NotApplicable(f"ConvexGap: targets must be one number a sample, got {y.shape[1]} each; pass `unpack`.")
-    y = y[:, 0]
-    if loss == "logistic" and bool(((y == 0) | (y == 1)).all()):
-        y = 2 * y - 1
-    if hidden.bias is not None:
-        x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-    return check_features(x), check_targets(y, x, loss)
-
-
-def _check_layout(subject: Subject, inputs: Tensor, names: tuple[str, str]) -> None:
-    """Run some samples, and see that the hidden layer gets them as they are, and the output layer its ReLU."""
-    seen: dict[str, Tensor] = {}
-    with subject.quiet(), subject.twin() as network, subject.precision():
-        hidden, output = _layers(network, names)
-        hooks = [
-            hidden.register_forward_hook(lambda _, given, out: seen.update(x=given[0], inner=out.clone())),
-            output.register_forward_hook(lambda _, given, out: seen.update(active=given[0])),
-        ]
-        try:
-            network(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    if "active" not in seen or "x" not in seen:
-        raise NotApplicable("ConvexGap: forward does not run both layers; name the right ones in `layers`.")
-    given = inputs.to(seen["x"]).flatten(1)
-    if seen["x"].shape != given.shape or not torch.allclose(seen["x"].flatten(1), given, rtol=1e-2):
-        raise NotApplicable(
-            "ConvexGap: something changes the samples before the hidden layer: the theory does not cover that; name "
-            "others in `layers`."
-        )
-    if not torch.allclose(seen["active"], seen["inner"].relu(), rtol=1e-2):
-        raise NotApplicable("ConvexGap: what lies between the two `layers` is not a ReLU alone.")

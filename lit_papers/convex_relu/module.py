@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lit_papers.convex_relu.losses import Loss, loss_value
 from lit_papers.convex_relu.networks import to_network
-from lit_papers.convex_relu.problem import Loss, check_beta, loss_value
+from lit_papers.convex_relu.problem import check_beta
 from lit_papers.convex_relu.solution import ConvexSolution
 
 
@@ -92,7 +93,11 @@ class TwoLayerReLU(LightningModule):
         return cast(Tensor, self.output(self.hidden(x).relu())[:, 0])
 
     def on_train_start(self) -> None:
-        """Count the training samples, on which the share of the penalty depends."""
+        """Refuse data of unknown length, on which the share of the penalty depends, before any training is lost."""
+        self._count_samples()
+
+    def _count_samples(self) -> int:
+        """Number of training samples; when a guest looks at a step, it may be asked for before training starts."""
         try:
             self._num_samples = len(cast(Any, self.trainer.train_dataloader).dataset)
         except (AttributeError, TypeError):
@@ -100,13 +105,14 @@ class TwoLayerReLU(LightningModule):
                 "TwoLayerReLU needs one training loader over a dataset with a length: the penalty of a batch is its "
                 "share of beta / 2 |weights|^2."
             ) from None
+        return self._num_samples
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one batch."""
         x, y = batch
         mean = loss_value(self(x), y.reshape(-1).to(x.dtype), self.loss) / len(x)
         penalty = self.hidden.weight.square().sum() + self.output.weight.square().sum()
-        loss = mean + 0.5 * self.beta / self._num_samples * penalty
+        loss = mean + 0.5 * self.beta / (self._num_samples or self._count_samples()) * penalty
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(x))
         return loss
 

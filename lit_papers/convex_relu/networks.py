@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements
+from lit_papers.convex_relu.losses import Loss, loss_value
 from lit_papers.convex_relu.optimal_set import OptimalSet, optimal_set
-from lit_papers.convex_relu.problem import Loss, check_beta, check_features, check_network, loss_value
+from lit_papers.convex_relu.problem import check_beta, check_features, check_network, fingerprint
 from lit_papers.convex_relu.solution import Blocks, ConvexSolution
 
 __all__ = [
@@ -29,22 +30,34 @@ __all__ = [
 ]
 
 
-def network_output(x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
-    """Outputs ``sum_j alpha_j (x u_j)_+``, (n,); differentiable.
+def network_output(x: Tensor, weight: Tensor, alpha: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Outputs ``sum_j (x u_j)_+ alpha_j + bias``, (n,), or (n, k) for alpha (m, k); differentiable.
+
+    The dtype is that of `x`.
 
     >>> network_output(torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0]]), torch.tensor([3.0]))
     tensor([6., 0.])
     """
-    return (x @ weight.T).relu() @ alpha
+    outputs = (x @ weight.to(x.dtype).T).relu() @ alpha.to(x.dtype)
+    return outputs if bias is None else outputs + bias.to(x.dtype)
 
 
-def objective(x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, beta: float, *, loss: Loss = "squared") -> Tensor:
+def objective(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    beta: float,
+    *,
+    loss: Loss = "squared",
+    bias: Tensor | None = None,
+) -> Tensor:
     """Training objective ``loss(outputs) + beta/2 (|weight|^2 + |alpha|^2)``, a scalar; differentiable.
 
-    Sums over samples, not means.
+    Sums over samples, not means. The output bias is not decayed. The dtype is that of `x`.
     """
-    penalty = weight.square().sum() + alpha.square().sum()
-    return loss_value(network_output(x, weight, alpha), y, loss) + 0.5 * check_beta(beta) * penalty
+    penalty = weight.to(x.dtype).square().sum() + alpha.to(x.dtype).square().sum()
+    return loss_value(network_output(x, weight, alpha, bias), y.to(x.dtype), loss) + 0.5 * check_beta(beta) * penalty
 
 
 def to_network(solution: ConvexSolution, *, num_neurons: int | None = None, tol: float = 1e-7) -> tuple[Tensor, Tensor]:
@@ -64,11 +77,13 @@ def to_network(solution: ConvexSolution, *, num_neurons: int | None = None, tol:
     Raises:
         ValueError: `num_neurons` is smaller than the number of neurons, or the solution is of the gated program.
     """
-    if len(solution.weights) != 2:
+    if solution.gated:
         raise ValueError("a solution of the gated program is no ReLU network; solve the ReLU program.")
-    blocks = Blocks.of(solution.weights).longer_than(tol)
-    roots = blocks.vectors.norm(dim=1).sqrt()
-    weight, alpha = merge_neurons(blocks.vectors / roots[:, None], blocks.signs * roots)
+    blocks = solution.blocks.longer_than(tol)
+    lengths = blocks.vectors.norm(dim=1)
+    # by way of units and masses: roots of masses of 1e-300 and less are none
+    roots = (lengths * (solution.problem.y_unit / solution.problem.x_unit)).sqrt()
+    weight, alpha = merge_neurons(blocks.vectors / lengths[:, None] * roots[:, None], blocks.signs * roots)
     return _pad(weight, alpha, num_neurons)
 
 
@@ -87,7 +102,7 @@ def to_convex(x: Tensor, weight: Tensor, alpha: Tensor) -> tuple[Arrangements, T
     vectors = Blocks(group, alpha.sign(), alpha.abs()[:, None] * weight).dense(patterns.shape[1])
     # any neuron of a pattern shows where its cone is; their sum lies inside it
     gates = x.new_zeros(x.shape[1], patterns.shape[1]).index_add_(1, group, weight.T)
-    return Arrangements(patterns, gates, exact=False), vectors
+    return Arrangements(patterns, gates, exact=False, data=fingerprint(x)), vectors
 
 
 def balance(weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +184,7 @@ def _keys_and_units(x: Tensor, weight: Tensor, alpha: Tensor) -> tuple[Tensor, T
 
 def _is_balanced(weight: Tensor, alpha: Tensor) -> bool:
     norms = weight.detach().norm(dim=1).double()
-    return bool(((norms - alpha.detach().abs()).abs() <= 1e-6 * norms.clamp_min(1.0)).all())
+    return bool(((norms - alpha.detach().abs()).abs() <= 1e-6 * norms).all())
 
 
 def _pad(weight: Tensor, alpha: Tensor, num_neurons: int | None) -> tuple[Tensor, Tensor]:

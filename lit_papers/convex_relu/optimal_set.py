@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_papers.convex_relu.certificates import correlated_neurons
-from lit_papers.convex_relu.problem import Loss, check_features, check_network, check_targets, import_scipy_optimize
-from lit_papers.convex_relu.solution import Blocks, ConvexSolution
+from lit_papers.convex_relu.certificates import price
+from lit_papers.convex_relu.losses import Loss
+from lit_papers.convex_relu.polish import distinct_neurons
+from lit_papers.convex_relu.problem import Problem, check_network, import_scipy_optimize
+from lit_papers.convex_relu.solution import ConvexSolution
 
 _ATOM_DISTANCE = 1e-4
 
@@ -31,8 +33,8 @@ class OptimalSet:
         fits: (n, k) what unit mass on each adds to the outputs.
         output: (n,) outputs of every optimal network.
         total_mass: ``sum_j |u_j| |alpha_j|`` of every optimal network.
-        beta: strength of the weight decay.
-        loss: of the outputs.
+        problem: whose optima they are.
+        accuracy: how far `output` may be from the exact one, relative to its norm.
     """
 
     directions: Tensor
@@ -40,21 +42,45 @@ class OptimalSet:
     fits: Tensor
     output: Tensor
     total_mass: float
-    beta: float
-    loss: Loss
+    problem: Problem
+    accuracy: float
+
+    @property
+    def beta(self) -> float:
+        """Strength of the weight decay."""
+        return self.problem.beta * self.problem.unit * self.problem.x_unit / self.problem.y_unit
+
+    @property
+    def loss(self) -> Loss:
+        """Of the outputs."""
+        return self.problem.loss
+
+    @property
+    def mass_unit(self) -> float:
+        """A neuron's mass in the problem's units, in which linear programs are solved, times this is its mass."""
+        return self.problem.y_unit / self.problem.x_unit
+
+    @property
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """`fits` and `output` for shares of the total mass, and outputs of norm 1: linear programs have no units."""
+        size = self.output.norm()
+        if self.total_mass == 0 or size == 0:
+            return self.fits / self.problem.x_unit, self.output / self.problem.y_unit
+        return self.fits * (self.total_mass / size), self.output / size
 
     @cached_property
     def _largest(self) -> Tensor:
         """(k, k) row i: a point of the polytope with as much mass on atom i as possible."""
         optimize = import_scipy_optimize()
+        fits, output = (part.numpy() for part in self.scaled)
         rows = []
         for index in range(len(self.signs)):
             cost = np.zeros(len(self.signs))
             cost[index] = -1.0
-            answer = optimize.linprog(cost, A_eq=self.fits.numpy(), b_eq=self.output.numpy(), bounds=(0, None))
+            answer = optimize.linprog(cost, A_eq=fits, b_eq=output, bounds=(0, None))
             # an output known to rounding can make a square system infeasible: the masses are unique there
-            point = answer.x if answer.status == 0 else optimize.nnls(self.fits.numpy(), self.output.numpy())[0]
-            rows.append(torch.from_numpy(point))
+            point = answer.x if answer.status == 0 else optimize.nnls(fits, output)[0]
+            rows.append(self.total_mass * torch.from_numpy(point))
         return torch.stack(rows) if rows else self.fits.new_zeros(0, 0)
 
     @property
@@ -81,24 +107,30 @@ class OptimalSet:
         k = len(self.signs)
         if k == 0:
             return self.fits.new_zeros(0)
-        fits, output = self.fits.numpy(), self.output.numpy()
-        slack = 1e-9 * max(1.0, float(self.output.norm()))
+        fits, output = (part.numpy() for part in self.scaled)
         used = np.concatenate([np.zeros(k), np.ones(k)])
-        answer = optimize.milp(
-            used,
-            integrality=used,
-            bounds=optimize.Bounds(0, np.concatenate([np.full(k, np.inf), np.ones(k)])),
-            constraints=[
-                optimize.LinearConstraint(np.hstack([fits, np.zeros_like(fits)]), output - slack, output + slack),
-                optimize.LinearConstraint(np.hstack([np.eye(k), -2 * self.total_mass * np.eye(k)]), -np.inf, 0),
-            ],
-        )
-        if answer.x is None:
+        limits = optimize.LinearConstraint(np.hstack([np.eye(k), -2 * np.eye(k)]), -np.inf, 0)
+        slack = 1e-9 + self.accuracy
+        for loosened in (slack, 10 * slack, 100 * slack):
+            answer = optimize.milp(
+                used,
+                integrality=used,
+                bounds=optimize.Bounds(0, np.concatenate([np.full(k, np.inf), np.ones(k)])),
+                constraints=[
+                    optimize.LinearConstraint(
+                        np.hstack([fits, np.zeros_like(fits)]), output - loosened, output + loosened
+                    ),
+                    limits,
+                ],
+            )
+            if answer.x is not None:
+                break
+        else:
             raise ArithmeticError(f"the mixed-integer program for the narrowest optimum failed: {answer.message}")
-        support = answer.x[:k] > 1e-7 * self.total_mass
+        support = answer.x[:k] > 1e-7
         masses = np.zeros(k)
         masses[support] = optimize.nnls(fits[:, support], output)[0]
-        return torch.from_numpy(masses)
+        return self.total_mass * torch.from_numpy(masses)
 
     def vertices(self, *, max_atoms: int = 14) -> Tensor:
         """Vertices of the polytope, (v, k): the optima that cannot lose a neuron.
@@ -122,7 +154,7 @@ class OptimalSet:
                 continue
             part = torch.linalg.lstsq(columns, self.output[:, None], driver="gelsd").solution[:, 0]
             misfit = (columns @ part - self.output).norm()
-            if misfit > 1e-6 * max(1.0, float(self.output.norm())) or part.min() < -1e-8 * self.total_mass:
+            if misfit > 1e-6 * float(self.output.norm()) or part.min() < -1e-8 * self.total_mass:
                 continue
             masses = self.fits.new_zeros(k)
             masses[list(basis)] = torch.where(part > 1e-8 * self.total_mass, part, 0.0)
@@ -190,7 +222,7 @@ class OptimalSet:
         weight, alpha = check_network(self.directions, weight, alpha)
         norms = weight.norm(dim=1)
         masses = norms * alpha.abs()
-        scale = max(self.total_mass, 1e-300)
+        scale = max(self.total_mass, 1e-9 * self.mass_unit)  # where the optimum is zero, its problem sets the scale
         if ((norms - alpha.abs()).abs() > tol**0.5 * scale**0.5).any():
             return False
         there = masses > tol * scale
@@ -210,7 +242,9 @@ class OptimalSet:
         if len(masses) == 0:
             return True
         misfit = float((self.fits @ masses - self.output).norm())
-        return bool(masses.min() >= -tol * self.total_mass) and misfit <= tol * max(1.0, float(self.output.norm()))
+        return bool(masses.min() >= -tol * self.total_mass) and misfit <= (tol + 2 * self.accuracy) * float(
+            self.output.norm()
+        )
 
 
 def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 1e-6) -> OptimalSet:
@@ -223,10 +257,15 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         tol: relative distance from `beta` at which a neuron's correlation counts as optimal.
 
     Raises:
-        ValueError: the solution's patterns are not all of the data's, or its gap is too large to tell atoms.
+        ValueError: the solution is of other data, its patterns are not all of the data's, its gap is too large to tell
+            atoms, or its networks have an output bias.
     """
-    x = check_features(x)
-    check_targets(y, x, solution.loss)
+    problem = solution.problem
+    if Problem.of(x, y, solution.beta, loss=solution.loss).name != problem.name:
+        raise ValueError(
+            "solution: it is of another problem than x and y (with weights or an output bias, perhaps); solve with "
+            "these data."
+        )
     if not solution.exact:
         raise ValueError(
             "not all patterns were enumerated for this solution, so other optima may exist; solve with "
@@ -234,33 +273,23 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
         )
     if solution.relative_gap > tol**2:
         raise ValueError(
-            f"the solution's relative gap {solution.relative_gap:.1e} is too large to tell optimal neurons at "
-            f"tol={tol}; solve with polish=True."
+            f"the solution's relative gap is {solution.relative_gap:.1e}, and to tell optimal neurons at tol={tol} "
+            f"takes {tol**2:.0e}: solve with polish=True and a smaller tol; if it was, take "
+            f"tol={solution.relative_gap**0.5:.0e} here."
         )
-    blocks = Blocks.of(solution.weights)
-    output = blocks.outputs(x, solution.arrangements.patterns)
-    found = correlated_neurons(x, solution.dual, solution.arrangements, solution.beta * (1 - tol))
-    order = found.values.argsort(descending=True, stable=True).tolist()
-    kept: list[int] = []
-    for index in order:
-        # the neurons next to an atom fall short of beta by the square of their distance
-        lack = max(0.0, 1 - float(found.values[index]) / solution.beta)
-        radius = 1e-6 + 2 * (2 * lack) ** 0.5
-        if all(
-            found.signs[index] != found.signs[other]
-            or (found.directions[index] - found.directions[other]).norm() > radius
-            for other in kept
-        ):
-            kept.append(index)
-    directions, signs = found.directions[kept], found.signs[kept]
+    outputs = solution.blocks.outputs(problem.x, solution.arrangements.patterns)
+    found = price(problem.x, solution.nu, solution.arrangements, least=problem.beta * (1 - tol))
+    kept = distinct_neurons(found, problem.beta)
+    directions, signs = found.vectors[kept], found.signs[kept]
     return OptimalSet(
         directions=directions,
         signs=signs,
-        fits=(x @ directions.T).clamp_min(0) * signs,
-        output=output,
-        total_mass=float(blocks.vectors.norm(dim=1).sum()),
-        beta=solution.beta,
-        loss=solution.loss,
+        fits=problem.x_unit * (problem.x @ directions.T).clamp_min(0) * signs,
+        output=problem.y_unit * outputs,
+        total_mass=problem.y_unit / problem.x_unit * float(solution.blocks.vectors.norm(dim=1).sum()),
+        problem=problem,
+        # the loss is strongly convex in the outputs: by the gap they are this near
+        accuracy=(2 * max(solution.value - solution.bound, 0.0)) ** 0.5 / max(float(outputs.norm()), 1e-300),
     )
 
 

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_papers.convex_relu.losses import Loss, loss_value
 from lit_papers.convex_relu.optimal_set import OptimalSet
-from lit_papers.convex_relu.problem import Loss, check_features, check_network, check_targets, loss_value
+from lit_papers.convex_relu.problem import Problem, check_features, check_network, check_targets
 
 Array = NDArray[np.float64]
 _PIVOT = 1e-11
@@ -107,6 +108,8 @@ def path_to_optimum(x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, optimal
     """
     x = check_features(x)
     y = check_targets(y, x, optimal.loss)
+    if Problem.of(x, y, optimal.beta, loss=optimal.loss).name != optimal.problem.name:
+        raise ValueError("optimal: these are the optima of another problem than x and y.")
     weight, alpha = check_network(x, weight, alpha)
     width = len(x) + 1
     if len(alpha) < width:
@@ -128,7 +131,12 @@ def path_to_optimum(x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, optimal
     pool_signs = torch.cat([signs[used], optimal.signs[atoms]])
     fits = ((x @ pool_directions.T).clamp_min(0) * pool_signs).numpy()
     begin = np.concatenate([masses[used].numpy(), np.zeros(len(atoms))])
-    moves = _parametric_simplex(fits, begin, optimal.output.numpy())
+    # its tolerances are for data of unit size
+    unit = optimal.mass_unit
+    scaled = _parametric_simplex(
+        fits / optimal.problem.x_unit, begin / unit, (optimal.output / optimal.problem.y_unit).numpy()
+    )
+    moves = [(unit * low, unit * high) for low, high in scaled]
 
     slots = {column: int(slot) for column, slot in enumerate(used)}
     directions, signs = directions.clone(), signs.clone()

@@ -1,23 +1,35 @@
-"""The training problem itself: its data, its two losses, and their conjugates.
+"""The training problem itself, checked and scaled once.
 
 Everything in this package works on the CPU in float64, on sums over samples rather than means:
 
-    L(weight, alpha) = loss(f) + beta / 2 * sum_j (|u_j|^2 + alpha_j^2),    f = sum_j alpha_j (x u_j)_+
+    L(weight, alpha, bias) = sum_k w_k loss(f_k, y_k) + beta / 2 * sum_j (|u_j|^2 + |alpha_j|^2)
+    f = sum_j (x u_j)_+ alpha_j + bias
 
-with rows `u_j` of `weight`. `squared` is ``1/2 |z - y|^2`` and `logistic` is ``sum log(1 + exp(-y z))`` for labels
--1 and +1. A bias is a column of ones in `x`, and decayed as every other weight.
+with rows `u_j` of `weight`. A hidden bias is a column of ones in `x`, and decayed as every other weight; the output
+bias is not decayed, and absent unless asked for.
+
+The problem is homogeneous: ``(x, y, beta) -> (a x, c y, a c beta)`` multiplies the squared loss by ``c^2`` and changes
+nothing else. So `Problem` holds data of unit size, on which tolerances have a meaning, and knows the way back.
 """
 
+import hashlib
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-Loss = Literal["squared", "logistic"]
+from lit_papers.convex_relu.losses import (
+    Loss,
+    best_bias,
+    check_loss,
+    dual_value,
+    loss_gradient,
+    loss_value,
+    without_mean,
+)
 
 
 def check_features(x: Tensor) -> Tensor:
@@ -35,41 +47,49 @@ def check_features(x: Tensor) -> Tensor:
 
 
 def check_targets(y: Tensor, x: Tensor, loss: Loss) -> Tensor:
-    """Return the targets as CPU float64, shape (n,); one column is accepted.
+    """Return the targets as CPU float64, shape (n,), or (n, k) for k > 1 outputs; one column is accepted.
 
     Raises:
-        ValueError: `y` has another length than `x`, is not finite, or is not -1/+1 under the logistic loss; or the
-            loss is unknown.
+        ValueError: `y` has another length than `x`, is not finite, or is not what the loss takes: -1/+1 under the
+            logistic loss, rows of probabilities under the cross-entropy; or the loss is unknown.
     """
-    if loss not in ("squared", "logistic"):
-        raise ValueError(f"loss must be 'squared' or 'logistic'; got {loss!r}.")
+    check_loss(loss)
     y = torch.as_tensor(y).detach().to("cpu", torch.float64)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    if y.shape != (len(x),):
+    if y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape:
         raise ValueError(f"y must have one target for each of the {len(x)} samples of x; got shape {tuple(y.shape)}.")
     if not y.isfinite().all():
         raise ValueError(f"y has {int((~y.isfinite()).sum())} entries that are not finite; drop those samples.")
-    if loss == "logistic" and not (y.abs() == 1).all():
+    if loss == "logistic" and (y.ndim != 1 or not (y.abs() == 1).all()):
         raise ValueError("y must be -1 or +1 under the logistic loss; 0/1 labels become 2 * y - 1.")
+    if loss == "cross_entropy" and (y.ndim != 2 or bool((y < 0).any()) or not torch.allclose(y.sum(1), y.new_ones(()))):
+        raise ValueError(
+            "y must have a row of class probabilities for each sample under the cross-entropy; class indices become "
+            "torch.nn.functional.one_hot(y)."
+        )
     return y
 
 
-def check_beta(beta: float) -> float:
-    """Return the strength of the weight decay.
+def check_beta(beta: Any) -> float:
+    """Return the strength of the weight decay, given as a number, a NumPy scalar or a tensor of one entry.
 
     Raises:
         ValueError: `beta` is not a positive finite number.
     """
-    if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
+    try:
+        number = math.nan if isinstance(beta, (bool, str)) else float(beta)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"beta must be a positive finite number (without weight decay there is no theorem); got {beta}."
         )
-    return float(beta)
+    return number
 
 
 def check_network(x: Tensor, weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both layers as CPU float64, shapes (m, d) and (m,).
+    """Return both layers as CPU float64, shapes (m, d) and (m,) or (m, k).
 
     Raises:
         ValueError: the shapes do not fit each other or `x`, or an entry is not finite.
@@ -78,42 +98,194 @@ def check_network(x: Tensor, weight: Tensor, alpha: Tensor) -> tuple[Tensor, Ten
     alpha = torch.as_tensor(alpha).detach().to("cpu", torch.float64)
     if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight must be (neurons, {x.shape[1]}) as x has; got shape {tuple(weight.shape)}.")
-    if alpha.shape != weight.shape[:1]:
+    if alpha.ndim not in (1, 2) or alpha.shape[:1] != weight.shape[:1]:
         raise ValueError(
             f"alpha must have one entry for each of the {len(weight)} rows of weight; got {tuple(alpha.shape)}."
         )
     if not (weight.isfinite().all() and alpha.isfinite().all()):
         raise ValueError("weight and alpha must be finite; this network has diverged.")
-    return weight, alpha
+    return weight, alpha[:, 0] if alpha.ndim == 2 and alpha.shape[1] == 1 else alpha
 
 
-def loss_value(z: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Sum of the per-sample losses of outputs `z`, shape (n,): a scalar, differentiable."""
-    if loss == "squared":
-        return 0.5 * (z - y).square().sum()
-    total: Tensor = softplus(-y * z).sum()
-    return total
+def fingerprint(*values: Any) -> str:
+    """A digest of numbers and tensors by value: two float64 copies of one tensor have one fingerprint."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in values:
+        if isinstance(value, Tensor):
+            plain = value.detach().to("cpu", torch.float64).contiguous() + 0.0  # no negative zeros
+            digest.update(repr(tuple(plain.shape)).encode() + plain.numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
-def loss_gradient(z: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Gradient of `loss_value` with respect to `z`, shape (n,): the dual variable nu that belongs to these outputs."""
-    if loss == "squared":
-        return z - y
-    return -y * torch.sigmoid(-y * z)
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A training problem in units in which its data are of size one; make it with `Problem.of`.
 
-
-def dual_value(nu: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """The dual objective ``-loss*(nu)``, a scalar; minus infinity outside its domain.
-
-    The optimal value of training is its maximum over all `nu` with ``max_{|u| <= 1} |nu . (x u)_+| <= beta``.
+    Attributes:
+        x: (n, d), its largest entry between 1 and 2.
+        y: (n,) or (n, k); of that size too under the squared loss, and centred if there is an output bias.
+        beta: strength of the weight decay in these units.
+        loss: of the outputs.
+        weights: (n,) of the samples, mean 1; None for equal ones.
+        output_bias: the outputs have a bias, which is not decayed.
+        x_unit: what `x` was divided by, a power of two.
+        y_unit: what `y` was divided by, a power of two.
+        y_shift: what was subtracted from `y` before, shape () or (k,).
+        unit: what the objective was divided by.
+        data: fingerprint of the user's `x`, which activation patterns depend on.
+        name: fingerprint of the whole problem as the user gave it.
     """
-    if loss == "squared":
-        return -0.5 * nu.square().sum() - nu @ y
-    q = -y * nu
-    if (q < 0).any() or (q > 1).any():
-        return torch.tensor(-math.inf, dtype=nu.dtype)
-    entropy: Tensor = torch.special.xlogy(q, q) + torch.special.xlogy(1 - q, 1 - q)
-    return -entropy.sum()
+
+    x: Tensor
+    y: Tensor
+    beta: float
+    loss: Loss
+    weights: Tensor | None
+    output_bias: bool
+    x_unit: float
+    y_unit: float
+    y_shift: Tensor
+    unit: float
+    data: str
+    name: str
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        beta: float,
+        *,
+        loss: Loss = "squared",
+        weights: Tensor | None = None,
+        output_bias: bool = False,
+    ) -> "Problem":
+        """Check the data and bring them to unit size.
+
+        Args:
+            x: data, (n, d).
+            y: targets, (n,) or (n, k); -1 and +1 under the logistic loss, class probabilities (n, k) under the
+                cross-entropy.
+            beta: strength of the weight decay, positive.
+            loss: of the outputs.
+            weights: positive weights of the samples, (n,).
+            output_bias: the outputs have a bias, which is not decayed.
+
+        Raises:
+            ValueError: the data are malformed; the message names the argument.
+        """
+        x = check_features(x)
+        y = check_targets(y, x, loss)
+        beta = check_beta(beta)
+        name = fingerprint(x, y, beta, loss, weights, output_bias)
+        data = fingerprint(x)
+        mean_weight = 1.0
+        if weights is not None:
+            weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
+            if weights.shape != (len(x),) or not bool((weights > 0).all() and weights.isfinite().all()):
+                raise ValueError(
+                    f"weights must be {len(x)} positive finite numbers; leave samples of weight zero out. Got shape "
+                    f"{tuple(weights.shape)}."
+                )
+            mean_weight = float((weights / weights.max()).mean() * weights.max())
+            weights = weights / mean_weight
+        x_unit, y_unit, y_shift = _power_of_two(x), 1.0, y.new_zeros(y.shape[1:])
+        if loss == "squared":
+            y_unit = _power_of_two(y)
+            y = y / y_unit
+            if output_bias:  # the outputs' mean is the bias': what is left is the network's
+                y_shift = best_bias(torch.zeros_like(y), y, loss, weights) * y_unit
+                y = y - y_shift / y_unit
+                more = _power_of_two(y)
+                y, y_unit = y / more, y_unit * more
+        scaled = beta / x_unit / y_unit / mean_weight
+        if scaled == 0:
+            raise ValueError(f"beta={beta:g} is nothing beside data of size {x_unit:g} and targets of size {y_unit:g}.")
+        unit = mean_weight * y_unit * y_unit
+        if unit == 0 or not math.isfinite(unit):
+            raise ValueError(f"y has a size of {y_unit:g}, whose square is no float64; scale it.")
+        return cls(
+            x / x_unit, y, scaled, check_loss(loss), weights, output_bias, x_unit, y_unit, y_shift, unit, data, name
+        )
+
+    @property
+    def num_outputs(self) -> int:
+        """k, the number of outputs."""
+        return 1 if self.y.ndim == 1 else self.y.shape[1]
+
+    @cached_property
+    def at_zero(self) -> float:
+        """Loss of the network without neurons, with the best output bias, in these units: the scale of tolerances."""
+        return float(self.value(torch.zeros_like(self.y)))
+
+    def scaled(self, weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """A network of the user's in these units: both layers times one factor.
+
+        Raises:
+            ValueError: it does not fit the data, or is not finite.
+        """
+        weight, alpha = check_network(self.x, weight, alpha)
+        if alpha.shape[1:] != self.y.shape[1:]:
+            raise ValueError(f"alpha must have {self.num_outputs} columns as y has; got shape {tuple(alpha.shape)}.")
+        factor = math.sqrt(self.x_unit) / math.sqrt(self.y_unit)
+        return factor * weight, factor * alpha
+
+    def unscaled(self, weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """A network in these units as the user's: the inverse of `scaled`."""
+        factor = math.sqrt(self.y_unit) / math.sqrt(self.x_unit)
+        return factor * weight, factor * alpha
+
+    def bias(self, outputs: Tensor) -> Tensor:
+        """The best output bias for outputs without one, shape () or (k,); zero if the problem has none."""
+        if not self.output_bias:
+            return outputs.new_zeros(outputs.shape[1:])
+        return best_bias(outputs, self.y, self.loss, self.weights)
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """Loss of outputs without their bias, to which the best is added; a scalar."""
+        return loss_value(outputs + self.bias(outputs), self.y, self.loss, self.weights)
+
+    def dual(self, outputs: Tensor) -> Tensor:
+        """The dual variable that belongs to outputs without their bias, shaped as they are."""
+        nu = loss_gradient(outputs + self.bias(outputs), self.y, self.loss, self.weights)
+        return without_mean(nu, self.y, self.loss, self.weights) if self.output_bias else nu
+
+    def bound(self, nu: Tensor, sup: float) -> float:
+        """Lower bound on the optimal value from a dual variable whose dual norm is at most `sup`.
+
+        `nu` is scaled into the feasible set, and to where the dual objective is largest on its ray.
+        """
+        if self.loss == "squared":
+            squares = nu.square().T if self.weights is None else nu.square().T / self.weights
+            size = float(squares.sum())
+            if size == 0:
+                return 0.0
+            best = -float((nu * self.y).sum()) / size
+            reach = self.beta / sup if sup > 0 else math.inf
+            best = max(-reach, min(best, reach))
+            return max(float(dual_value(best * nu, self.y, self.loss, self.weights)), 0.0)
+        reach = min(1.0, self.beta / sup) if sup > 0 else 1.0
+        return max(self._highest(nu, reach), 0.0)
+
+    def _highest(self, nu: Tensor, reach: float) -> float:
+        """Largest dual objective on ``t nu`` for t in [0, reach]; it is concave in t."""
+        best = float(dual_value(reach * nu, self.y, self.loss, self.weights))
+        low, high = 0.0, reach
+        for _ in range(30):  # golden section
+            cut = 0.381966 * (high - low)
+            left, right = (float(dual_value(t * nu, self.y, self.loss, self.weights)) for t in (low + cut, high - cut))
+            best = max(best, left, right)
+            low, high = (low + cut, high) if left < right else (low, high - cut)
+        return best
+
+
+def _power_of_two(values: Tensor) -> float:
+    """The power of two that brings the largest entry between 1 and 2; 1 for zeros. Division by it is exact."""
+    largest = float(values.abs().max())
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def import_scipy_optimize() -> Any:
@@ -127,36 +299,3 @@ def import_scipy_optimize() -> Any:
     except ImportError as error:
         raise ImportError("this needs scipy: pip install 'lit-papers[convex]'.") from error
     return scipy.optimize
-
-
-def project_on_cone(c: Tensor, rows: Tensor) -> Tensor:
-    """Nearest point to `c`, shape (d,), of the cone ``{u : rows @ u >= 0}``, for rows (k, d).
-
-    By Moreau the projection is ``c + rows^T lam`` for the non-negative `lam` that makes it shortest: non-negative least
-    squares with d equations. Whatever `lam` a solver returns, the length is an upper bound on the projection's.
-    """
-    optimize = import_scipy_optimize()
-    lengths = rows.norm(dim=1)
-    rows = rows[lengths > 0] / lengths[lengths > 0, None]
-    size = float(c.norm())
-    if len(rows) == 0 or bool((rows @ c >= -1e-14 * size).all()):
-        return c
-    matrix, target = rows.T.numpy(), -(c / size).numpy()
-    best = c / size
-    # nnls is fast and exact, but where many rows are tight it can stop at a wrong point; the others are slower
-    solvers: tuple[Callable[[], Any], ...] = (
-        lambda: optimize.nnls(matrix, target, maxiter=30 * len(rows) + 100)[0],
-        lambda: optimize.lsq_linear(matrix, target, bounds=(0, math.inf), method="bvls", tol=1e-15).x,
-        lambda: optimize.lsq_linear(matrix, target, bounds=(0, math.inf), method="trf", tol=1e-15, max_iter=1000).x,
-    )
-    for solve in solvers:
-        try:
-            lam = torch.from_numpy(np.maximum(solve(), 0.0))
-        except RuntimeError:  # too many iterations
-            continue
-        point = c / size + rows.T @ lam
-        if point.norm() < best.norm():
-            best = point
-        if bool((rows @ point >= -1e-10).all()) and float((point @ (rows.T @ lam)).abs()) <= 1e-10:
-            break
-    return best * size

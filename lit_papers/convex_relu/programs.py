@@ -10,14 +10,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements, check_arrangements
 from lit_papers.convex_relu.certificates import DualNorm, dual_bound, dual_norm
+from lit_papers.convex_relu.losses import Loss
 from lit_papers.convex_relu.polish import polish as polish_solution
-from lit_papers.convex_relu.problem import Loss, check_beta, check_features, check_targets
-from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify, no_blocks
+from lit_papers.convex_relu.problem import Problem, check_features
+from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify
 
 __all__ = [
     "ConvexSolution",
@@ -75,33 +77,31 @@ def solve_relu_program(
         ConvexSolveError: no solver reached a certified relative gap of 1e-6.
         ImportError: cvxpy is not installed.
     """
-    x = check_features(x)
-    y = check_targets(y, x, loss)
-    beta = check_beta(beta)
-    check_arrangements(arrangements, x)
-    zero = certify(x, y, beta, arrangements, no_blocks(x), loss=loss, status="optimal")
+    problem = single_output(x, y, beta, loss)
+    check_arrangements(arrangements, check_features(x))
+    zero = certify(problem, arrangements, Blocks.none(problem.x), status="optimal")
     if zero.gap == 0:  # beta is at least as large as any neuron's correlation with the targets
         return zero
     cvxpy = _import_cvxpy()
     columns = torch.arange(len(arrangements)).repeat(2)
-    signs = torch.ones(2 * len(arrangements), dtype=x.dtype)
+    signs = torch.ones(2 * len(arrangements), dtype=torch.float64)
     signs[len(arrangements) :] = -1.0
     patterns = arrangements.patterns[:, columns]
-    vectors = cvxpy.Variable((x.shape[1], len(columns)))
-    inner = x.numpy() @ vectors
+    vectors = cvxpy.Variable((problem.x.shape[1], len(columns)))
+    inner = problem.x.numpy() @ vectors
     outputs = cvxpy.sum(cvxpy.multiply((patterns * signs).numpy(), inner), axis=1)
     penalty = cvxpy.sum(cvxpy.norm(vectors, 2, axis=0))
-    there = (x.norm(dim=1) > 0).nonzero()[:, 0].numpy()
-    side = torch.where(patterns, 1.0, -1.0).to(x.dtype).numpy()
+    there = (problem.x.norm(dim=1) > 0).nonzero()[:, 0].numpy()
+    side = np.where(patterns.numpy(), 1.0, -1.0)
     cones = [cvxpy.multiply(side[there], inner[there]) >= 0]
-    problem = cvxpy.Problem(cvxpy.Minimize(_data_term(cvxpy, outputs, y, loss) + beta * penalty), cones)
+    program = cvxpy.Problem(cvxpy.Minimize(_data_term(cvxpy, outputs, problem) + problem.beta * penalty), cones)
 
     def read(weights: Tensor, status: str) -> ConvexSolution:
-        blocks = Blocks(columns, signs, weights).longer_than(1e-8).in_cones(x, arrangements.patterns)
-        solution = certify(x, y, beta, arrangements, blocks, loss=loss, status=status)
-        return polish_solution(x, y, solution) if polish else solution
+        blocks = Blocks(columns, signs, weights).longer_than(1e-8).in_cones(problem.x, arrangements.patterns)
+        solution = certify(problem, arrangements, blocks, status=status)
+        return polish_solution(solution) if polish else solution
 
-    return _solve(cvxpy, problem, vectors, read)
+    return _solve(cvxpy, program, vectors, read)
 
 
 def solve_gated_program(x: Tensor, y: Tensor, beta: float, arrangements: Arrangements) -> ConvexSolution:
@@ -115,24 +115,38 @@ def solve_gated_program(x: Tensor, y: Tensor, beta: float, arrangements: Arrange
         ConvexSolveError: no solver reached a certified relative gap of 1e-6.
         ImportError: cvxpy is not installed.
     """
-    x = check_features(x)
-    y = check_targets(y, x, "squared")
-    beta = check_beta(beta)
-    check_arrangements(arrangements, x)
-    zero = certify(x, y, beta, arrangements, no_blocks(x), status="optimal", gated=True)
+    problem = single_output(x, y, beta, "squared")
+    check_arrangements(arrangements, check_features(x))
+    zero = certify(problem, arrangements, Blocks.none(problem.x), status="optimal", gated=True)
     if zero.gap == 0:
         return zero
     cvxpy = _import_cvxpy()
-    vectors = cvxpy.Variable((x.shape[1], len(arrangements)))
-    outputs = cvxpy.sum(cvxpy.multiply(arrangements.patterns.to(x.dtype).numpy(), x.numpy() @ vectors), axis=1)
+    vectors = cvxpy.Variable((problem.x.shape[1], len(arrangements)))
+    gates = arrangements.patterns.to(torch.float64).numpy()
+    outputs = cvxpy.sum(cvxpy.multiply(gates, problem.x.numpy() @ vectors), axis=1)
     penalty = cvxpy.sum(cvxpy.norm(vectors, 2, axis=0))
-    problem = cvxpy.Problem(cvxpy.Minimize(_data_term(cvxpy, outputs, y, "squared") + beta * penalty))
+    program = cvxpy.Problem(cvxpy.Minimize(_data_term(cvxpy, outputs, problem) + problem.beta * penalty))
 
     def read(weights: Tensor, status: str) -> ConvexSolution:
-        blocks = Blocks(torch.arange(len(weights)), x.new_ones(len(weights)), weights).longer_than(1e-8)
-        return certify(x, y, beta, arrangements, blocks, status=status, gated=True)
+        blocks = Blocks(torch.arange(len(weights)), weights.new_ones(len(weights)), weights).longer_than(1e-8)
+        return certify(problem, arrangements, blocks, status=status, gated=True)
 
-    return _solve(cvxpy, problem, vectors, read)
+    return _solve(cvxpy, program, vectors, read)
+
+
+def single_output(x: Tensor, y: Tensor, beta: float, loss: Loss) -> Problem:
+    """The problem of these data, if the convex program is of its kind.
+
+    Raises:
+        ValueError: the data are malformed, or there are several outputs.
+    """
+    problem = Problem.of(x, y, beta, loss=loss)
+    if problem.num_outputs > 1:
+        raise ValueError(
+            f"y has {problem.num_outputs} columns: the programs over patterns are of one output. "
+            "`descent.descend` trains networks of several, with a certified bound."
+        )
+    return problem
 
 
 def _import_cvxpy() -> Any:
@@ -143,10 +157,11 @@ def _import_cvxpy() -> Any:
     return cvxpy
 
 
-def _data_term(cvxpy: Any, outputs: Any, y: Tensor, loss: Loss) -> Any:
-    if loss == "squared":
-        return 0.5 * cvxpy.sum_squares(outputs - y.numpy())
-    return cvxpy.sum(cvxpy.logistic(cvxpy.multiply(-y.numpy(), outputs)))
+def _data_term(cvxpy: Any, outputs: Any, problem: Problem) -> Any:
+    y = problem.y.numpy()
+    if problem.loss == "squared":
+        return 0.5 * cvxpy.sum_squares(outputs - y)
+    return cvxpy.sum(cvxpy.logistic(cvxpy.multiply(-y, outputs)))
 
 
 def _solve(cvxpy: Any, problem: Any, variable: Any, read: Callable[[Tensor, str], ConvexSolution]) -> ConvexSolution:

@@ -7,53 +7,14 @@ import torch
 from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements
-from lit_papers.convex_relu.certificates import dual_bound, dual_norm, gated_norms
-from lit_papers.convex_relu.problem import Loss, loss_gradient, loss_value, project_on_cone
-
-
-@dataclass(frozen=True)
-class ConvexSolution:
-    """A feasible point of a convex program, its value, and a proof of how good it is.
-
-    Attributes:
-        weights: (2, d, p): vectors inside cone i of the positive (index 0) and negative (1) output sign; (1, d, p) for
-            the gated program, whose vectors are free.
-        arrangements: the patterns of the program.
-        beta: strength of the weight decay.
-        loss: of the outputs.
-        objective: value of the program at `weights`.
-        lower_bound: certified bound on the program's optimal value; one on training's only if `exact`.
-        dual: (n,) gradient of the loss at the outputs.
-        status: what the solver said.
-    """
-
-    weights: Tensor
-    arrangements: Arrangements
-    beta: float
-    loss: Loss
-    objective: float
-    lower_bound: float
-    dual: Tensor
-    status: str
-
-    @property
-    def gap(self) -> float:
-        """Certified distance from the program's optimal value, at least 0."""
-        return max(self.objective - self.lower_bound, 0.0)
-
-    @property
-    def relative_gap(self) -> float:
-        """`gap` relative to the objective, or to 1 where that is larger."""
-        return self.gap / max(1.0, abs(self.objective))
-
-    @property
-    def exact(self) -> bool:
-        """All patterns were there: the optimal value is that of training networks of any width."""
-        return self.arrangements.exact
+from lit_papers.convex_relu.certificates import gated_norms, largest
+from lit_papers.convex_relu.cones import project_on_cones
+from lit_papers.convex_relu.losses import Loss
+from lit_papers.convex_relu.problem import Problem
 
 
 class Blocks(NamedTuple):
-    """The non-zero blocks of a program's variable.
+    """The non-zero blocks of a program's variable, in the units of its problem.
 
     Attributes:
         columns: (k,) pattern of each block.
@@ -64,6 +25,11 @@ class Blocks(NamedTuple):
     columns: Tensor
     signs: Tensor
     vectors: Tensor
+
+    @classmethod
+    def none(cls, x: Tensor) -> "Blocks":
+        """The zero solution."""
+        return cls(torch.zeros(0, dtype=torch.long), x.new_zeros(0), x.new_zeros(0, x.shape[1]))
 
     @classmethod
     def of(cls, weights: Tensor) -> "Blocks":
@@ -86,48 +52,124 @@ class Blocks(NamedTuple):
         """Only some blocks, by mask or index."""
         return Blocks(self.columns[chosen], self.signs[chosen], self.vectors[chosen])
 
+    def keys(self) -> set[tuple[int, int]]:
+        """Pattern and sign of each block."""
+        return set(zip(self.columns.tolist(), self.signs.long().tolist(), strict=True))
+
     def outputs(self, x: Tensor, patterns: Tensor) -> Tensor:
-        """Outputs ``sum_i s_i D_i x v_i``, (n,)."""
+        """Outputs ``sum_i s_i D_i x v_i``, (n,), without bias."""
         gated = patterns[:, self.columns].to(x.dtype) * (x @ self.vectors.T)
         return gated @ self.signs
 
     def in_cones(self, x: Tensor, patterns: Tensor) -> "Blocks":
         """Move each block to the nearest point of its cone: interior-point solvers leave them by some 1e-8."""
         side = torch.where(patterns[:, self.columns].T, 1.0, -1.0).to(x.dtype)
-        margins = side * (self.vectors @ x.T)
+        outside = (side * (self.vectors @ x.T) < 0).any(1)
+        if not outside.any():
+            return self
         vectors = self.vectors.clone()
-        for index in (margins < 0).any(1).nonzero()[:, 0].tolist():
-            vectors[index] = project_on_cone(vectors[index], side[index][:, None] * x)
+        vectors[outside] = project_on_cones(vectors[outside], side[outside], x).points
         return self._replace(vectors=vectors)
 
 
+@dataclass(frozen=True, eq=False)
+class ConvexSolution:
+    """A feasible point of a convex program, its value, and a proof of how good it is.
+
+    What is named here is in units of the problem, which are those of size one; the properties are in the user's.
+
+    Attributes:
+        problem: that it solves.
+        arrangements: the patterns of the program.
+        blocks: the point.
+        value: objective at the point, in the problem's units.
+        bound: certified bound on the program's optimal value, in the problem's units.
+        nu: gradient of the loss at the outputs, in the problem's units, (n,).
+        status: what the solver said.
+        gated: the program has no cones.
+    """
+
+    problem: Problem
+    arrangements: Arrangements
+    blocks: Blocks
+    value: float
+    bound: float
+    nu: Tensor
+    status: str
+    gated: bool = False
+
+    @property
+    def weights(self) -> Tensor:
+        """(2, d, p): vectors inside cone i of output sign +1 (index 0) and -1 (1); (1, d, p) if gated."""
+        unit = self.problem.y_unit / self.problem.x_unit
+        return unit * self.blocks.dense(len(self.arrangements), gated=self.gated)
+
+    @property
+    def bias(self) -> float:
+        """The best output bias; 0 if the problem has none."""
+        outputs = self.blocks.outputs(self.problem.x, self.arrangements.patterns)
+        return float(self.problem.bias(outputs) * self.problem.y_unit + self.problem.y_shift)
+
+    @property
+    def beta(self) -> float:
+        """Strength of the weight decay."""
+        problem = self.problem
+        return problem.beta * problem.unit * problem.x_unit / problem.y_unit
+
+    @property
+    def loss(self) -> Loss:
+        """Of the outputs."""
+        return self.problem.loss
+
+    @property
+    def objective(self) -> float:
+        """Value of the program at `weights`."""
+        return self.problem.unit * self.value
+
+    @property
+    def lower_bound(self) -> float:
+        """Certified bound on the program's optimal value; one on training's only if `exact`."""
+        return self.problem.unit * self.bound
+
+    @property
+    def dual(self) -> Tensor:
+        """(n,) gradient of the loss at the outputs."""
+        return self.problem.unit / self.problem.y_unit * self.nu
+
+    @property
+    def gap(self) -> float:
+        """Certified distance from the program's optimal value, at least 0."""
+        return self.problem.unit * max(self.value - self.bound, 0.0)
+
+    @property
+    def relative_gap(self) -> float:
+        """`gap` relative to the loss of the network without neurons, whatever units the data have."""
+        return max(self.value - self.bound, 0.0) / self.problem.at_zero if self.problem.at_zero > 0 else 0.0
+
+    @property
+    def exact(self) -> bool:
+        """All patterns were there: the optimal value is that of training networks of any width."""
+        return self.arrangements.exact and not self.gated
+
+
 def certify(
-    x: Tensor,
-    y: Tensor,
-    beta: float,
+    problem: Problem,
     arrangements: Arrangements,
     blocks: Blocks,
     *,
-    loss: Loss = "squared",
     status: str,
     gated: bool = False,
+    sup: float | None = None,
 ) -> ConvexSolution:
-    """Evaluate feasible blocks and bound the optimal value from the gradient at their outputs."""
-    outputs = blocks.outputs(x, arrangements.patterns)
-    nu = loss_gradient(outputs, y, loss)
-    sup = float(gated_norms(x, nu, arrangements.patterns).max()) if gated else dual_norm(x, nu, arrangements).value
-    return ConvexSolution(
-        weights=blocks.dense(len(arrangements), gated=gated),
-        arrangements=arrangements,
-        beta=beta,
-        loss=loss,
-        objective=float(loss_value(outputs, y, loss) + beta * blocks.vectors.norm(dim=1).sum()),
-        lower_bound=dual_bound(y, nu, sup, beta, loss=loss),
-        dual=nu,
-        status=status,
-    )
+    """Evaluate feasible blocks and bound the optimal value from the gradient at their outputs.
 
-
-def no_blocks(x: Tensor) -> Blocks:
-    """The zero solution."""
-    return Blocks(torch.zeros(0, dtype=torch.long), x.new_zeros(0), x.new_zeros(0, x.shape[1]))
+    `sup` is that gradient's dual norm over the patterns, where it is known already.
+    """
+    outputs = blocks.outputs(problem.x, arrangements.patterns)
+    nu = problem.dual(outputs)
+    if sup is None and gated:
+        sup = float(gated_norms(problem.x, nu, arrangements.patterns).max())
+    elif sup is None:
+        sup = largest(problem.x, nu, arrangements).value
+    value = float(problem.value(outputs) + problem.beta * blocks.vectors.norm(dim=1).sum())
+    return ConvexSolution(problem, arrangements, blocks, value, problem.bound(nu, sup), nu, status, gated)

@@ -9,12 +9,14 @@ import warnings
 import torch
 from torch import Tensor
 
-from lit_papers.convex_relu.arrangements import Arrangements, check_arrangements
-from lit_papers.convex_relu.certificates import dual_bound, price
+from lit_papers.convex_relu.arrangements import Arrangements, PatternIndex, check_arrangements
+from lit_papers.convex_relu.certificates import Prices, price
+from lit_papers.convex_relu.conic import solve_restricted
+from lit_papers.convex_relu.losses import Loss
 from lit_papers.convex_relu.polish import polish
-from lit_papers.convex_relu.problem import Loss, check_beta, check_features, check_targets
-from lit_papers.convex_relu.programs import solve_relu_program
-from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify, no_blocks
+from lit_papers.convex_relu.problem import Problem, check_features
+from lit_papers.convex_relu.programs import single_output
+from lit_papers.convex_relu.solution import Blocks, ConvexSolution, certify
 
 _FLOOR = 1e-10  # what float64 can certify
 _BATCH = 20  # blocks that join the active set at once
@@ -43,26 +45,27 @@ def solve_gated(
     Raises:
         ValueError: the data are malformed.
     """
-    x, y, beta = _checked(x, y, beta, arrangements)
-    solution = certify(x, y, beta, arrangements, no_blocks(x), status="optimal", gated=True)
+    problem = _checked(x, y, beta, arrangements)
+    solution = certify(problem, arrangements, Blocks.none(problem.x), status="optimal", gated=True)
     if solution.gap == 0:
         return solution
-    # in units where data and targets have unit size, one schedule of sigma serves all problems
-    x_size, y_size = x.square().mean().sqrt(), y.square().mean().sqrt()
-    problem = _Gated(x / x_size, y / y_size, beta / float(x_size * y_size), arrangements.patterns)
-    multipliers, nu, sigma = problem.zero(), -problem.y, 1.0
+    # rows and targets of root mean square 1 serve one schedule of sigma best
+    x_size, y_size = problem.x.square().mean().sqrt(), problem.y.square().mean().sqrt()
+    scaled = problem.x / x_size, problem.y / y_size, problem.beta / float(x_size * y_size)
+    operators = _Gated(*scaled, arrangements.patterns)
+    multipliers, nu, sigma = operators.zero(), -operators.y, 1.0
     best, best_gap = multipliers, float("inf")
+    goal = 0.9 * max(tol, _FLOOR) * float(0.5 * operators.y.square().sum())
     for outer in range(max_iter):
-        nu = problem.newton(nu, multipliers, sigma, accuracy=max(10.0 ** -(outer + 2), 1e-12))
-        multipliers = problem.shrink(nu, multipliers, sigma)
-        objective, gap = problem.gap(multipliers)
+        nu = operators.newton(nu, multipliers, sigma, accuracy=max(10.0 ** -(outer + 2), 1e-12))
+        multipliers = operators.shrink(nu, multipliers, sigma)
+        gap = operators.gap(multipliers)
         if gap < best_gap:
             best, best_gap = multipliers, gap
-        scale = float(y_size) ** 2
-        if gap * scale <= 0.9 * max(tol, _FLOOR) * max(1.0, objective * scale):
+        if gap <= goal:
             break
         sigma *= 3.0
-    return _gated_solution(x, y, beta, arrangements, best * (y_size / x_size), tol)
+    return _gated_solution(problem, arrangements, best * (y_size / x_size), tol)
 
 
 def solve_gated_fista(
@@ -72,27 +75,24 @@ def solve_gated_fista(
 
     Arguments, result and errors are those of `solve_gated`; `max_iter` counts gradient steps.
     """
-    x, y, beta = _checked(x, y, beta, arrangements)
-    problem = _Gated(x, y, beta, arrangements.patterns)
-    kernel = problem.kernel * (problem.gates @ problem.gates.T)
-    step = 1.0 / float(torch.linalg.eigvalsh(kernel)[-1].clamp_min(torch.finfo(x.dtype).tiny))
-    here = ahead = problem.zero()
-    momentum = 1.0
+    problem = _checked(x, y, beta, arrangements)
+    operators = _Gated(problem.x, problem.y, problem.beta, arrangements.patterns)
+    kernel = operators.kernel * (operators.gates @ operators.gates.T)
+    step = 1.0 / float(torch.linalg.eigvalsh(kernel)[-1].clamp_min(torch.finfo(kernel.dtype).tiny))
+    here = ahead = operators.zero()
+    momentum, reach = 1.0, step * problem.beta
     for iteration in range(max_iter):
-        raised = ahead - step * problem.adjoint(problem.outputs(ahead) - y)
-        norms = raised.norm(dim=0)
-        following = raised * (1 - step * beta / norms.clamp_min(step * beta))
+        raised = ahead - step * operators.adjoint(operators.outputs(ahead) - problem.y)
+        following = raised * (1 - reach / raised.norm(dim=0).clamp_min(reach))
         if ((ahead - following) * (following - here)).sum() > 0:  # the momentum points uphill
             ahead, momentum = here, 1.0
             continue
         next_momentum = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         ahead = following + (momentum - 1) / next_momentum * (following - here)
         here, momentum = following, next_momentum
-        if iteration % 20 == 0:
-            objective, gap = problem.gap(here)
-            if gap <= max(tol, _FLOOR) * max(1.0, objective):
-                break
-    return _gated_solution(x, y, beta, arrangements, here, tol)
+        if iteration % 20 == 0 and operators.gap(here) <= max(tol, _FLOOR) * problem.at_zero:
+            break
+    return _gated_solution(problem, arrangements, here, tol)
 
 
 def solve_relu(
@@ -107,8 +107,9 @@ def solve_relu(
 ) -> ConvexSolution:
     """Solve the ReLU program on a growing set of blocks.
 
-    The conic solver sees only the active blocks; all others are priced by their correlation with the residual, the
-    worst join, and blocks at zero leave. Ahead of one solve over all patterns where those are many and few are needed.
+    The conic solver sees only the active blocks and the facets of their cones; all others are priced by their
+    correlation with the residual, the worst join, and blocks at zero leave. The last point is refined to full
+    precision on the faces of the cones.
 
     Args:
         x: data, (n, d).
@@ -116,7 +117,8 @@ def solve_relu(
         beta: strength of the weight decay, positive.
         arrangements: the patterns.
         loss: of the outputs.
-        tol: certified relative gap to stop at; below 1e-10 it is taken as that.
+        tol: certified gap to stop at, relative to the loss of the network without neurons; below 1e-10 it is taken as
+            that.
         max_iter: restricted programs to solve.
 
     Returns:
@@ -124,29 +126,120 @@ def solve_relu(
 
     Raises:
         ValueError: the data are malformed.
-        ConvexSolveError: no conic solver solves a restricted program.
-        ImportError: cvxpy is not installed.
+        ImportError: the conic solver is not installed.
     """
-    x, y, beta = _checked(x, y, beta, arrangements, loss)
-    solution = certify(x, y, beta, arrangements, no_blocks(x), loss=loss, status="optimal")
-    columns, nu = torch.zeros(0, dtype=torch.long), solution.dual
+    problem = _checked(x, y, beta, arrangements, loss)
+    return warned(solve(problem, arrangements, tol=tol, max_iter=max_iter), tol)
+
+
+def solve(
+    problem: Problem,
+    arrangements: Arrangements,
+    *,
+    tol: float = 1e-6,
+    max_iter: int = 100,
+    start: Blocks | None = None,
+) -> ConvexSolution:
+    """`solve_relu` of a problem that is checked and scaled, with its weights and its output bias.
+
+    Args:
+        problem: with one output, of the data that the arrangements are of.
+        arrangements: the patterns.
+        tol: certified relative gap to stop at.
+        max_iter: restricted programs to solve.
+        start: blocks to begin with, such as those of a neighbouring beta.
+    """
+    tol = max(tol, _FLOOR)
+    x, patterns = problem.x, arrangements.patterns
+    index = PatternIndex(x, arrangements)
+    blocks = (Blocks.none(x) if start is None else start).in_cones(x, patterns)
+    active, lowest, status = blocks, float("inf"), "optimal"
+    best: ConvexSolution | None = None
     for _ in range(max_iter):
-        if solution.relative_gap <= max(tol, _FLOOR):
+        nu = problem.dual(blocks.outputs(x, patterns))
+        joining = _reached(problem, nu, arrangements, index, active.keys(), tol)
+        if len(joining.columns) == 0:  # only now is it worth while to look at all cones
+            prices = price(x, nu, arrangements, least=problem.beta * (1 + _FLOOR))
+            solution = certify(problem, arrangements, blocks, status=status, sup=prices.sup)
+            if best is None or solution.value - solution.bound < best.value - best.bound:
+                best = solution
+            joining = _most_violated(prices, active.keys())
+            if best.relative_gap <= tol or len(joining.columns) == 0:
+                break  # done, or nothing is left to add: what gap there is, is the conic solver's
+        active = Blocks(*(torch.cat(pair) for pair in zip(active, joining, strict=True)))
+        chosen = patterns[:, active.columns]
+        vectors, status = solve_restricted(problem, chosen, active.signs, index.facets(active.columns))
+        blocks = active._replace(vectors=vectors).longer_than(1e-8).in_cones(x, patterns)
+        outputs = blocks.outputs(x, patterns)
+        value = float(problem.value(outputs) + problem.beta * blocks.vectors.norm(dim=1).sum())
+        if value < lowest * (1 - 1e-13):
+            active = blocks.longer_than(1e-6)  # a block may only leave when the value has fallen: no cycles
+        lowest = min(lowest, value)
+    else:
+        solution = certify(problem, arrangements, blocks, status=status)
+        best = solution if best is None or solution.value < best.value else best
+    return polish(best) if best is not None and best.relative_gap > 0 else best
+
+
+def blocks_of(problem: Problem, arrangements: Arrangements, weight: Tensor, alpha: Tensor) -> Blocks:
+    """A user's network as blocks of the program, to start from; neurons whose pattern is not there are left out."""
+    weight, alpha = problem.scaled(weight, alpha)
+    columns = PatternIndex(problem.x, arrangements).columns(problem.x @ weight.T > 0)
+    there = (columns >= 0) & (alpha != 0)
+    return Blocks(columns[there], alpha[there].sign(), alpha[there].abs()[:, None] * weight[there])
+
+
+def _reached(
+    problem: Problem,
+    nu: Tensor,
+    arrangements: Arrangements,
+    index: PatternIndex,
+    active: set[tuple[int, int]],
+    tol: float,
+) -> Blocks:
+    """Blocks that a neuron with too much correlation lies in, found without projecting on a single cone.
+
+    The direction ``x^T D nu`` of each pattern is a neuron, mostly of another pattern; what it reaches there counts.
+    """
+    x = problem.x
+    centre = x.T @ (arrangements.patterns.to(x.dtype) * nu[:, None])
+    units = torch.nn.functional.normalize(centre, dim=0)
+    found = []
+    for sign in (1.0, -1.0):
+        inner = -sign * (x @ units)
+        values = -sign * (nu @ inner.clamp_min(0))
+        above = (values > problem.beta * (1 + 0.5 * tol)).nonzero()[:, 0]
+        above = above[values[above].argsort(descending=True, stable=True)]
+        columns = index.columns(inner[:, above] > 0)
+        found += [
+            (float(value), column, int(sign)) for value, column in zip(values[above], columns.tolist(), strict=True)
+        ]
+    chosen: dict[tuple[int, int], None] = {}
+    for _, column, sign in sorted(found, reverse=True):
+        if column >= 0 and (column, sign) not in active:
+            chosen[column, sign] = None
+        if len(chosen) == _BATCH:
             break
-        prices = price(x, nu, arrangements, beta, _BATCH)
-        if len(prices.columns) == 0:
-            break  # no block is worth adding: what gap is left is the conic solver's
-        active = torch.cat([columns, prices.columns]).unique()  # type: ignore[no-untyped-call]
-        restricted = Arrangements(arrangements.patterns[:, active], arrangements.gates[:, active], exact=False)
-        inner = solve_relu_program(x, y, beta, restricted, loss=loss)
-        nu = inner.dual
-        blocks = Blocks.of(inner.weights)
-        blocks = blocks._replace(columns=active[blocks.columns])
-        candidate = certify(x, y, beta, arrangements, blocks, loss=loss, status=inner.status)
-        if candidate.gap < solution.gap:
-            solution = candidate
-        columns = blocks.longer_than(1e-6).columns
-    return _warned(polish(x, y, solution) if solution.gap > 0 else solution, tol)
+    columns, signs = (torch.tensor([key[part] for key in chosen], dtype=torch.long) for part in (0, 1))
+    return Blocks(columns, signs.to(x.dtype), x.new_zeros(len(chosen), x.shape[1]))
+
+
+def _most_violated(prices: Prices, active: set[tuple[int, int]]) -> Blocks:
+    """The first blocks in falling order that are not active, none with the best neuron of another.
+
+    Active blocks are at their price up to the conic solver's accuracy; counted as violated, they would fill the batch.
+    """
+    chosen: list[int] = []
+    for place, key in enumerate(zip(prices.columns.tolist(), prices.signs.long().tolist(), strict=True)):
+        if key in active:
+            continue
+        near = (prices.vectors[chosen] - prices.vectors[place]).norm(dim=1) < 1e-6
+        if bool((near & (prices.signs[chosen] == prices.signs[place])).any()):
+            continue  # a neuron at the border of two cones
+        chosen.append(place)
+        if len(chosen) == _BATCH:
+            break
+    return Blocks(prices.columns[chosen], prices.signs[chosen], torch.zeros_like(prices.vectors[chosen]))
 
 
 class _Gated:
@@ -171,11 +264,16 @@ class _Gated:
     def adjoint(self, nu: Tensor) -> Tensor:
         return (self.x * nu[:, None]).T @ self.gates
 
-    def gap(self, vectors: Tensor) -> tuple[float, float]:
-        """Objective and certified gap at a point."""
+    def gap(self, vectors: Tensor) -> float:
+        """Certified gap at a point."""
         nu = self.outputs(vectors) - self.y
         objective = float(0.5 * nu.square().sum() + self.beta * vectors.norm(dim=0).sum())
-        return objective, objective - dual_bound(self.y, nu, float(self.adjoint(nu).norm(dim=0).max()), self.beta)
+        size, sup = float(nu.square().sum()), float(self.adjoint(nu).norm(dim=0).max())
+        if size == 0:
+            return objective
+        reach = self.beta / sup if sup > 0 else float("inf")
+        step = max(-reach, min(reach, -float(nu @ self.y) / size))
+        return objective - (-0.5 * step**2 * size - step * float(nu @ self.y))
 
     def shrink(self, nu: Tensor, multipliers: Tensor, sigma: float) -> Tensor:
         raised = multipliers - sigma * self.adjoint(nu)
@@ -219,23 +317,19 @@ class _Gated:
         return nu
 
 
-def _checked(
-    x: Tensor, y: Tensor, beta: float, arrangements: Arrangements, loss: Loss = "squared"
-) -> tuple[Tensor, Tensor, float]:
-    x = check_features(x)
-    y = check_targets(y, x, loss)
-    check_arrangements(arrangements, x)
-    return x, y, check_beta(beta)
+def _checked(x: Tensor, y: Tensor, beta: float, arrangements: Arrangements, loss: Loss = "squared") -> Problem:
+    problem = single_output(x, y, beta, loss)
+    check_arrangements(arrangements, check_features(x))
+    return problem
 
 
-def _gated_solution(
-    x: Tensor, y: Tensor, beta: float, arrangements: Arrangements, vectors: Tensor, tol: float
-) -> ConvexSolution:
+def _gated_solution(problem: Problem, arrangements: Arrangements, vectors: Tensor, tol: float) -> ConvexSolution:
     blocks = Blocks.of(vectors[None])
-    return _warned(certify(x, y, beta, arrangements, blocks, status="optimal", gated=True), tol)
+    return warned(certify(problem, arrangements, blocks, status="optimal", gated=True), tol)
 
 
-def _warned(solution: ConvexSolution, tol: float) -> ConvexSolution:
+def warned(solution: ConvexSolution, tol: float) -> ConvexSolution:
+    """Pass a solution on, with a RuntimeWarning if its gap is above `tol`."""
     if solution.relative_gap > max(tol, _FLOOR):
         warnings.warn(
             f"the solver stopped at a certified gap of {solution.gap:.2e} (relative {solution.relative_gap:.2e}), "

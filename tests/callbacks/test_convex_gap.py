@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from lit_papers.callbacks import ConvexGap
 from lit_papers.convex_relu import TwoLayerReLU
 from lit_papers.convex_relu.arrangements import TooManyPatternsError
 from lit_papers.convex_relu.landscape import global_optimality
-from lit_papers.convex_relu.programs import ConvexSolveError
+from lit_papers.lens import NotApplicable
 from tests import guest
 from tests.convex_relu.small import load
 
@@ -30,7 +37,9 @@ COMMON = {
     "clarke_residual",
     "balance_error",
     "active_neurons",
+    "problem_id",
 }
+WHEN = {"fit", "epoch", "step"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16-mixed": {"precision": "bf16-mixed"},
@@ -63,7 +72,12 @@ class Stranger(guest.ForeignModule):
 
 
 def gap(mode: Any = "relaxed", **options: Any) -> ConvexGap:
-    return ConvexGap(mode, layers=["net.0", "net.2"], beta=0.5, **options)
+    """The step of this stranger has two other losses: its outputs are shown by `call`."""
+    return ConvexGap(mode, layers=["net.0", "net.2"], beta=0.5, call=shown, seconds=0.05, **options)
+
+
+def shown(module: LightningModule, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return module(batch["image"])[1], batch["label"].to(torch.float32)
 
 
 @pytest.fixture
@@ -79,7 +93,7 @@ def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_two_layers")
 def test_training_is_bit_identical_while_programs_are_solved(tmp_path: Path) -> None:
-    guest.check_leaves_no_trace(lambda: [gap("bank", every_n_epochs=2)], tmp_path)
+    guest.check_leaves_no_trace(lambda: [gap("bank", epochs=2)], tmp_path)
 
 
 @pytest.mark.usefixtures("_two_layers")
@@ -116,6 +130,14 @@ class Small(LightningModule):
         )
 
 
+class Labels(Small):
+    """Two classes, whatever they are called."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        signs = 2 * (batch[1] > 0).to(batch[0].dtype) - 1
+        return nn.functional.softplus(-signs * self(batch[0])).mean()
+
+
 def data(batch_size: int = 10) -> DataLoader[Any]:
     problem = load("gauss_n10_d3")
     return DataLoader(TensorDataset(problem["x"].float(), problem["y"].float()), batch_size=batch_size, shuffle=True)
@@ -130,11 +152,11 @@ def fitted(folder: Path, module: LightningModule, callback: ConvexGap, loader: A
 
 def test_exact_mode_against_the_reference(tmp_path: Path) -> None:
     problem = load("gauss_n10_d3")
-    callback = ConvexGap(every_n_epochs=2)  # auto: 92 patterns are few
+    callback = ConvexGap(epochs=2)  # auto: 92 patterns are few
     module = Small()
     trainer = fitted(tmp_path, module, callback, max_epochs=6)
-    assert [entry["epoch"] for entry in callback.history] == [0, 2, 4, 5]
-    assert set(callback.history[0]) == COMMON | {"epoch", "optimum", "gap"}
+    assert [entry["epoch"] for entry in callback.history] == [2, 4, 6]
+    assert set(callback.history[0]) == COMMON | WHEN | {"optimum", "gap"}
     assert set(trainer.callback_metrics) >= {f"convex_relu/{key}" for key in COMMON | {"optimum", "gap"}}
     last = callback.history[-1]
     assert last["optimum"] == pytest.approx(problem["objective"], rel=1e-6)  # float32 data
@@ -151,7 +173,7 @@ def test_exact_mode_against_the_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "solves"), [(50, True), (2, False)])
 def test_wide_networks_get_there_and_narrow_ones_do_not(width: int, solves: bool, tmp_path: Path) -> None:
     """The narrowest optimum has four neurons."""
-    callback = ConvexGap("exact", every_n_epochs=100)
+    callback = ConvexGap("exact", epochs=100)
     module = TwoLayerReLU(3, width, beta=0.5, lr=0.02)
     fitted(tmp_path, module, callback, max_epochs=2500)
     gaps = [entry["gap"] for entry in callback.history]
@@ -163,7 +185,7 @@ def test_wide_networks_get_there_and_narrow_ones_do_not(width: int, solves: bool
 
 @pytest.mark.slow
 def test_sgd_with_momentum_on_a_wide_strangers_network(tmp_path: Path) -> None:
-    module, callback = Small(60), ConvexGap("exact", every_n_epochs=200)
+    module, callback = Small(60), ConvexGap("exact", epochs=200)
     module.configure_optimizers = lambda: _decaying_sgd(module)  # type: ignore[method-assign]
     fitted(tmp_path, module, callback, max_epochs=12_000)
     gaps = [entry["gap"] for entry in callback.history]
@@ -177,25 +199,25 @@ def _decaying_sgd(module: nn.Module) -> Any:
 
 
 def test_bank_mode(tmp_path: Path) -> None:
-    callback = ConvexGap("bank", every_n_epochs=3)
+    callback = ConvexGap("bank", epochs=3)
     trainer = fitted(tmp_path, Small(), callback, max_epochs=7)
-    assert set(callback.history[0]) == COMMON | {"epoch", "bank_optimum", "bank_gain"}
+    assert set(callback.history[0]) == COMMON | WHEN | {"bank_optimum", "bank_gain"}
     for entry in callback.history:
         assert entry["bank_gain"] >= -1e-9
         assert entry["bank_optimum"] >= load("gauss_n10_d3")["objective"] - 1e-6
     assert "convex_relu/gap" not in trainer.callback_metrics
 
 
-def test_auto_falls_back_to_the_bank(tmp_path: Path) -> None:
-    callback = ConvexGap(max_patterns=91)
+def test_auto_falls_back_to_a_bound(tmp_path: Path) -> None:
+    callback = ConvexGap(max_patterns=91, seconds=0.05)
     fitted(tmp_path, Small(), callback, max_epochs=1)
-    assert "bank_optimum" in callback.history[0]
+    assert set(callback.history[0]) == COMMON | WHEN
     with pytest.raises(TooManyPatternsError):
         fitted(tmp_path, Small(), ConvexGap("exact", max_patterns=91))
 
 
 def test_a_hidden_bias_is_a_column_of_ones(tmp_path: Path) -> None:
-    callback, module = ConvexGap("relaxed"), Small(bias=True)
+    callback, module = ConvexGap("relaxed", seconds=0.05), Small(bias=True)
     fitted(tmp_path, module, callback, max_epochs=1)
     problem = load("gauss_n10_d3")
     x = torch.cat([problem["x"].float(), torch.ones(10, 1)], 1)
@@ -207,55 +229,52 @@ def test_a_hidden_bias_is_a_column_of_ones(tmp_path: Path) -> None:
 def test_labels_of_the_logistic_loss(tmp_path: Path) -> None:
     """0 and 1 are what a binary classifier has; its weight decay counts twice as much as under MSE."""
     x, y = load("gauss_n10_d3")["x"].float(), (load("gauss_n10_d3")["y"] > 0).float()
-    callbacks = []
     for labels in (y, 2 * y - 1):
-        callbacks.append(ConvexGap("relaxed", loss="logistic"))
-        module = Small()
-        loader = DataLoader(TensorDataset(x, labels), batch_size=10)
-        module.training_step = lambda batch, batch_idx, module=module: 0 * module(batch[0]).sum()
-        fitted(tmp_path, module, callbacks[-1], loader, max_epochs=1)
+        callback, module = ConvexGap("relaxed", seconds=0.05), Labels()
+        fitted(tmp_path, module, callback, DataLoader(TensorDataset(x, labels), batch_size=10), max_epochs=1)
         with torch.no_grad():
             z = module(x)
             penalty = sum(float(p.double().square().sum()) for p in module.parameters())
         expected = float(nn.functional.softplus(-(2 * y - 1) * z).sum()) + 0.5 * 1.0 * penalty
-        assert callbacks[-1].history[0]["objective"] == pytest.approx(expected, rel=1e-4)
+        assert callback.history[0]["objective"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_loggers_figure_and_early_stopping(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
-    callback = ConvexGap("exact", every_n_epochs=3)
+    callback = ConvexGap("exact", epochs=3)
     seed_everything(0)
     stop = EarlyStopping("convex_relu/gap", patience=0, min_delta=1e9, check_on_train_epoch_end=True, strict=False)
     trainer = guest.foreign_trainer(tmp_path, [callback, stop], logger=logger, max_epochs=9)
     trainer.fit(Small(), data())
-    assert callback.history[-1]["epoch"] == trainer.current_epoch - 1
-    assert (Path(logger.log_dir) / "convex_gap.png").stat().st_size > 10_000
+    assert callback.history[-1]["epoch"] == trainer.current_epoch
+    assert (Path(logger.log_dir) / "convex_relu.png").stat().st_size > 10_000
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("convex_relu/gap")
     assert sum(bool(row.split(",")[column]) for row in rows[1:]) == len(callback.history)
 
 
-def test_a_diverged_network_is_nan_and_goes_on(tmp_path: Path) -> None:
-    module, callback = Small(), ConvexGap("relaxed")
-    module.training_step = lambda batch, batch_idx: (
-        module(batch[0]).sum() * (torch.nan if module.current_epoch else 0.0)
-    )
-    with pytest.warns(UserWarning, match="nothing measured after epoch 1"):
-        fitted(tmp_path, module, callback, max_epochs=2)
+class Changing(Small):
+    """Something happens to its step after the first epoch."""
+
+    what = "diverges"
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        loss = super().training_step(batch, batch_index)
+        if not self.current_epoch:
+            return loss
+        return loss * torch.nan if self.what == "diverges" else 2 * loss
+
+
+@pytest.mark.parametrize(("what", "reason"), [("diverges", "diverged"), ("doubles", "another loss")])
+def test_what_cannot_be_measured_later_is_nan_and_training_goes_on(what: str, reason: str, tmp_path: Path) -> None:
+    module, callback = Changing(), ConvexGap("relaxed", seconds=0.05)
+    module.what = what
+    with pytest.warns(UserWarning, match="nothing measured after epoch 2"):
+        trainer = fitted(tmp_path, module, callback, max_epochs=3)
+    assert trainer.current_epoch == 3
     assert math.isfinite(callback.history[0]["objective"])
     assert all(math.isnan(callback.history[1][key]) for key in COMMON)
-
-
-def test_a_solver_that_fails_in_the_middle_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise ConvexSolveError("none")
-
-    monkeypatch.setattr("lit_papers.callbacks.convex_gap.solve_relu", fail)
-    callback = ConvexGap("bank")
-    with pytest.warns(UserWarning, match="no conic solver"):
-        trainer = fitted(tmp_path, Small(), callback, max_epochs=2)
-    assert trainer.current_epoch == 2
-    assert math.isnan(callback.history[0]["bank_gain"])
+    assert reason in callback.history[1]["reason"]
 
 
 class _Stream(IterableDataset[Any]):
@@ -263,14 +282,20 @@ class _Stream(IterableDataset[Any]):
         return iter([(torch.ones(3), torch.ones(()))] * 4)
 
 
-class _Tanh(Small):
+class _Twisted(Small):
+    """Something else lies between the layers, or after them."""
+
+    def __init__(self, between: Any = None, after: Any = None) -> None:
+        super().__init__()
+        self.between, self.after = between or nn.ReLU(), after or nn.Identity()
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).tanh())[:, 0]
+        return self.after(self.second(self.between(self.first(x))))[:, 0]
 
 
-class _Scaled(Small):
+class _Skip(Small):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(2 * x)
+        return super().forward(x) + x.sum(1)
 
 
 class _Three(Small):
@@ -279,37 +304,121 @@ class _Three(Small):
         self.third = nn.Linear(2, 2)
 
 
-class _OutputBias(Small):
-    def __init__(self) -> None:
-        super().__init__()
-        self.second = nn.Linear(6, 1)
+class _Lion(torch.optim.SGD):
+    """A class that nobody knows."""
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (lambda: _Tanh(), "not a ReLU"),
-        (lambda: _Scaled(), "changes the samples"),
+        (lambda: _Twisted(nn.Tanh()), "something else lies between"),
+        (lambda: _Twisted(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(6))), "something else lies between"),
+        (lambda: _Twisted(nn.Sequential(nn.ReLU(), nn.Dropout(0.5))), "something else lies between"),
+        (lambda: _Twisted(after=nn.Sigmoid()), "something else lies between"),
+        (lambda: _Skip(), "something else lies between"),
         (lambda: _Three(), r"3 linear layers \(first, second, third\)"),
-        (lambda: _OutputBias(), r"must be nn.Linear\(6, 1, bias=False\)"),
-        (lambda: Small(kind=torch.optim.AdamW), "decoupled weight decay"),
+        (lambda: Small(kind=torch.optim.AdamW), "beta .* decoupled weight decay"),
+        (lambda: Small(kind=_Lion), "beta does not follow from the weight decay of _Lion"),
         (lambda: Small(decay=[0.1, 0.2]), r"weight decay \[0.1, 0.2\]"),
         (lambda: Small(decay=0.0), r"Pass `beta`"),
     ],
 )
 def test_networks_that_the_theory_does_not_cover(module: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match=message):
-        fitted(tmp_path, module(), ConvexGap("relaxed"))
+    with pytest.raises(NotApplicable, match=message):
+        fitted(tmp_path, module(), ConvexGap("relaxed", seconds=0.05))
+
+
+class Heads(LightningModule):
+    """An ordinary head: biases, one or three outputs; no forward."""
+
+    def __init__(self, outputs: int, loss: Any) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, outputs))
+        self.loss = loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        return self.loss(self.net(batch[0]).squeeze(1), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.02, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "beta"),
+    [(1, "mse_loss", 0.5), (3, "mse_loss", 1.5), (3, "cross_entropy", 1.0)],
+)
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_ordinary_heads(outputs: int, loss: str, beta: float, precision: Any, tmp_path: Path) -> None:
+    problem = load("gauss_n10_d3")
+    classes = torch.arange(10) % 3
+    kinds = {"float": problem["y"].float(), "rows": nn.functional.one_hot(classes).float(), "classes": classes}
+    y = kinds["float" if outputs == 1 else "rows" if loss == "mse_loss" else "classes"]
+    module, callback = Heads(outputs, getattr(nn.functional, loss)), ConvexGap(epochs=30, seconds=0.2)
+    loader = DataLoader(TensorDataset(problem["x"].float(), y), batch_size=5)
+    fitted(tmp_path, module, callback, loader, max_epochs=60, precision=precision)
+    module = module.double()
+    with torch.no_grad():
+        z = module.net(problem["x"].float().double()).squeeze(1)
+        lost = getattr(nn.functional, loss)(z, y.double() if y.is_floating_point() else y, reduction="sum")
+        weights = [p for name, p in module.named_parameters() if name != "net.2.bias"]
+        true = float(lost * (0.5 if loss == "mse_loss" else 1.0) + beta / 2 * sum(p.square().sum() for p in weights))
+    for entry in callback.history:
+        assert 0 < entry["lower_bound"] < entry["objective"]
+        assert entry["certified_gap"] == pytest.approx(entry["objective"] - entry["lower_bound"])
+    assert callback.history[-1]["objective"] == pytest.approx(true, rel=1e-6)
+    if outputs == 1:
+        assert callback.history[-1]["gap"] >= -1e-9
+    else:
+        with pytest.raises(NotApplicable, match="mode='relaxed'"):
+            fitted(tmp_path, module.float(), ConvexGap("exact"), loader, max_epochs=1)
+
+
+def test_the_rows_that_are_trained_on(tmp_path: Path) -> None:
+    problem = load("gauss_n10_d3")
+    rows = TensorDataset(problem["x"].float(), problem["y"].float())
+    optima = []
+    for loader in (
+        DataLoader(Subset(rows, range(6)), batch_size=3),
+        DataLoader(rows, batch_size=3, sampler=SubsetRandomSampler(range(6))),
+        DataLoader(rows, batch_size=3, sampler=[*range(6)]),
+    ):
+        callback = ConvexGap("exact")
+        fitted(tmp_path, Small(), callback, loader, max_epochs=1)
+        optima.append(callback.history[0]["optimum"])
+    assert optima == [pytest.approx(optima[0], rel=1e-9)] * 3
+    for sampler in (WeightedRandomSampler([1.0] * 10, 10), RandomSampler(rows, replacement=True), [0, 0, 1]):
+        with pytest.raises(NotApplicable, match="pass `dataloader`"):
+            fitted(tmp_path, Small(), ConvexGap("exact"), DataLoader(rows, batch_size=3, sampler=sampler))
+    with pytest.raises(NotApplicable, match="limit_train_batches"):
+        fitted(tmp_path, Small(), ConvexGap("exact"), data(2), limit_train_batches=2)
+
+
+def test_an_attribute_called_beta_is_not_taken(tmp_path: Path) -> None:
+    module, callback = Small(), ConvexGap("exact")
+    module.beta = 0.999  # of somebody's moving average
+    fitted(tmp_path, module, callback, max_epochs=1)
+    assert callback.history[0]["optimum"] == pytest.approx(load("gauss_n10_d3")["objective"], rel=1e-6)
+
+
+def test_a_bound_of_another_problem_is_none_here(tmp_path: Path) -> None:
+    """A second fit, of the same module with other targets, begins with bounds of its own."""
+    callback, module = ConvexGap("relaxed", seconds=0.05), Small()
+    fitted(tmp_path, module, callback, max_epochs=1)
+    smaller = TensorDataset(load("gauss_n10_d3")["x"].float(), 0.1 * load("gauss_n10_d3")["y"].float())
+    fitted(tmp_path, module, callback, DataLoader(smaller, batch_size=10), max_epochs=1)
+    first, second = callback.history
+    assert first["problem_id"] != second["problem_id"]
+    assert second["lower_bound"] < 0.02 * first["objective"]
 
 
 def test_refused_data(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="dataset with a length"):
-        fitted(tmp_path, Small(), ConvexGap("relaxed"), DataLoader(_Stream(), batch_size=2))
+    with pytest.raises(NotApplicable, match=r"DataLoader|other samples"):
+        fitted(tmp_path, Small(), ConvexGap("relaxed", seconds=0.05), DataLoader(_Stream(), batch_size=2))
     wide = DataLoader(TensorDataset(torch.ones(4, 3), torch.ones(4, 2)), batch_size=4)
-    with pytest.raises(MisconfigurationException, match="one number a sample, got 2"):
-        fitted(tmp_path, Small(), ConvexGap("relaxed"), wide)
-    with pytest.raises(MisconfigurationException, match=r"'nowhere' is no nn\.Linear"):
-        fitted(tmp_path, Small(), ConvexGap("relaxed", layers=["first", "nowhere"]))
+    with pytest.raises(NotApplicable, match="not those of 1 outputs"):
+        fitted(tmp_path, Small(), ConvexGap("relaxed", seconds=0.05), wide)
+    with pytest.raises(NotApplicable, match=r"'nowhere' is no nn\.Linear"):
+        fitted(tmp_path, Small(), ConvexGap("relaxed", seconds=0.05, layers=["first", "nowhere"]))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +429,9 @@ def test_refused_data(tmp_path: Path) -> None:
         ({"layers": "net"}, "layers"),
         ({"layers": ["one"]}, "layers"),
         ({"beta": 0.0}, "beta"),
-        ({"every_n_epochs": 0}, "every_n_epochs"),
+        ({"epochs": 0}, "epochs"),
+        ({"every_n_epochs": 2}, "`every_n_epochs` is called `epochs`"),
+        ({"seconds": 0}, "seconds"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], name: str) -> None:
@@ -334,9 +445,9 @@ def test_plot_needs_a_history() -> None:
 
 
 def test_state_is_plain(tmp_path: Path) -> None:
-    callback = ConvexGap("relaxed")
+    callback = ConvexGap("relaxed", seconds=0.05)
     saver = ModelCheckpoint(tmp_path, save_last=True)
     seed_everything(0)
     guest.foreign_trainer(tmp_path, [callback, saver], max_epochs=1).fit(Small(), data())
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["ConvexGap"]
-    assert json.loads(json.dumps(state)) == {"history": callback.history}
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][callback.state_key]
+    assert json.loads(json.dumps(state))["history"] == callback.history

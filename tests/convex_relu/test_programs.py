@@ -11,8 +11,9 @@ from torch import Tensor
 from lit_papers.convex_relu import programs
 from lit_papers.convex_relu.arrangements import Arrangements, enumerate_arrangements, sample_arrangements
 from lit_papers.convex_relu.certificates import price
+from lit_papers.convex_relu.cones import project_on_cone
+from lit_papers.convex_relu.losses import loss_gradient
 from lit_papers.convex_relu.networks import network_output, objective, to_network
-from lit_papers.convex_relu.problem import loss_gradient, project_on_cone
 from lit_papers.convex_relu.programs import (
     ConvexSolveError,
     dual_bound,
@@ -179,12 +180,20 @@ def test_pricing_finds_the_worst_blocks() -> None:
     x, nu = normal(12, 3), normal(12, seed=1)
     arrangements = enumerate_arrangements(x)
     exact = dual_norm(x, nu, arrangements)
-    prices = price(x, nu, arrangements, 0.3 * exact.value, 5)
-    assert len(prices.columns) == 5
+    prices = price(x, nu, arrangements, least=0.3 * exact.value)
     assert float(prices.values[0]) == pytest.approx(exact.value, rel=1e-9)
     assert (prices.values.diff() <= 0).all()
     assert prices.sup >= exact.value * (1 - 1e-12)
-    assert len(price(x, nu, arrangements, 1.01 * exact.value, 5).columns) == 0
+    # one by one, by a library's non-negative least squares
+    for sign in (1.0, -1.0):
+        for column in range(len(arrangements)):
+            rows = torch.where(arrangements.patterns[:, column, None], x, -x)
+            length = float(project_on_cone(-sign * (x.T @ (arrangements.patterns[:, column] * nu)), rows).norm())
+            listed = prices.values[(prices.columns == column) & (prices.signs == sign)].tolist()
+            assert listed == ([pytest.approx(length, rel=1e-9)] if length >= 0.3 * exact.value else [])
+    none = price(x, nu, arrangements, least=1.01 * exact.value)
+    assert len(none.columns) == 0
+    assert none.sup <= 1.01 * exact.value
 
 
 @pytest.mark.parametrize("name", ["gauss_n8_d3", "gauss_n10_d3", "line_bias_n8"])

@@ -24,7 +24,7 @@ def test_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gaps = metrics(tmp_path, "convex_relu/gap")
     assert len(gaps) == 3
     assert gaps[0] > 1 > 0.2 > gaps[-1] > 0
-    assert next(tmp_path.rglob("convex_gap.png")).stat().st_size > 10_000
+    assert next(tmp_path.rglob("convex_relu.png")).stat().st_size > 10_000
 
 
 def test_breast_cancer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,114 @@
+"""Where patterns are too many: relaxed bounds, and networks found by climbing."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lit_papers.convex_relu.arrangements import enumerate_arrangements
+from lit_papers.convex_relu.certificates import dual_norm, enumeration_free
+from lit_papers.convex_relu.cones import project_on_cone, project_on_cones
+from lit_papers.convex_relu.descent import climb, descend
+from lit_papers.convex_relu.landscape import global_optimality
+from lit_papers.convex_relu.networks import network_output, objective
+from lit_papers.convex_relu.problem import Problem
+from lit_papers.convex_relu.relaxation import largest_on_the_sphere, relaxed_bound
+from lit_papers.convex_relu.solvers import solve
+from tests.convex_relu.small import load, normal
+
+
+def test_many_projections_are_one_by_one_projections() -> None:
+    x = torch.cat([normal(12, 4), torch.zeros(1, 4).double(), normal(12, 4)[:2], -normal(12, 4)[:1]])
+    patterns = enumerate_arrangements(x).patterns
+    vectors, side = normal(patterns.shape[1], 4, seed=1), torch.where(patterns.T, 1.0, -1.0).double()
+    found = project_on_cones(vectors, side, x)
+    assert (side * (found.points @ x.T)).min() >= -1e-11
+    for index in range(0, len(vectors), 7):
+        alone = project_on_cone(vectors[index], side[index][:, None] * x)
+        torch.testing.assert_close(found.points[index], alone, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.upper, found.points.norm(dim=1))
+
+
+def test_quadratic_functions_on_the_sphere() -> None:
+    linear, quadratic = normal(20, 3), normal(20, 3, 3, seed=1)
+    quadratic = quadratic + quadratic.transpose(1, 2)
+    linear[:5] = 0.0  # the hard case
+    upper, points = largest_on_the_sphere(linear, quadratic)
+    units = torch.nn.functional.normalize(normal(100_000, 3), dim=1)
+    brute = (units @ linear.T + torch.einsum("ud,bde,ue->ub", units, quadratic, units)).max(0).values
+    assert (upper >= brute - 1e-9).all()
+    torch.testing.assert_close(upper, brute, rtol=1e-2, atol=1e-2)
+    reached = (linear * points).sum(1) + torch.einsum("bd,bde,be->b", points, quadratic, points)
+    torch.testing.assert_close(reached, upper, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("output_bias", [False, True])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_relaxed_bounds_are_below_the_optimum_and_above_the_plain_one(loss: Any, output_bias: bool) -> None:
+    for seed in range(3):
+        x, y = normal(12, 3, seed=seed), normal(12, seed=seed + 9)
+        y = torch.where(y > 0, 1.0, -1.0).double() if loss == "logistic" else y
+        problem = Problem.of(x, y, 0.8, loss=loss, output_bias=output_bias)
+        optimum = solve(problem, enumerate_arrangements(x))
+        nu = problem.dual(torch.zeros_like(problem.y))
+        plain = problem.bound(nu, enumeration_free(problem.x, nu))
+        bound = relaxed_bound(problem, seconds=20, steps=150)
+        assert plain <= bound <= optimum.value + 1e-9
+        assert optimum.relative_gap <= 1e-6
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_several_outputs(loss: Any) -> None:
+    """A bound holds for what plain descent reaches from anywhere, and the dual norm for all neurons."""
+    x, labels = normal(30, 3), torch.arange(30) % 3
+    y = torch.nn.functional.one_hot(labels).double()
+    found = descend(x, y, 0.3, loss=loss, output_bias=True, seconds=4)
+    assert 0 < found.lower_bound < found.objective
+    value = objective(x, y, found.weight, found.alpha, 0.3, loss=loss, bias=found.bias)
+    assert float(value) == pytest.approx(found.objective, rel=1e-9)
+    torch.manual_seed(0)
+    layers = [(0.5 * torch.randn(*shape)).double().requires_grad_() for shape in ((20, 3), (20, 3), (3,))]
+    steps = torch.optim.Adam(layers, lr=0.03)
+    for _ in range(400):
+        steps.zero_grad()
+        reached = objective(x, y, layers[0], layers[1], 0.3, loss=loss, bias=layers[2])
+        reached.backward()
+        steps.step()
+    assert found.objective <= float(reached.detach()) * 1.001
+    report = global_optimality(x, y, layers[0], layers[1], 0.3, loss=loss, bias=layers[2])
+    assert report.objective == pytest.approx(float(reached.detach()), rel=0.02)
+    assert report.lower_bound <= found.objective
+    nu = normal(30, 3, seed=4)
+    units = torch.nn.functional.normalize(normal(20_000, 3), dim=1)
+    brute = float((nu.T @ (x @ units.T).clamp_min(0)).norm(dim=0).max())
+    patterns = enumerate_arrangements(x)
+    assert brute <= dual_norm(x, nu, patterns).value <= dual_norm(x, nu).value * (1 + 1e-9)
+
+
+def test_descent_comes_near_the_optimum() -> None:
+    problem = load("gauss_n10_d3")
+    x, y, beta = problem["x"], problem["y"], problem["beta"]
+    found = descend(x, y, beta, seconds=5)
+    assert problem["objective"] <= found.objective + 1e-9
+    assert found.objective <= 1.01 * problem["objective"]
+    assert found.lower_bound <= problem["objective"]
+    warm = descend(x, y, 0.9 * beta, seconds=5, start=(found.weight, found.alpha))
+    assert warm.objective < found.objective
+    zero = descend(x, y, 1e3)
+    assert len(zero.alpha) == 0
+    assert zero.gap == pytest.approx(0, abs=1e-9 * zero.objective)
+
+
+def test_climbing_finds_the_largest_correlation() -> None:
+    for seed in range(3):
+        x, nu = normal(12, 3, seed=seed), normal(12, seed=seed + 9)
+        units, signs, values = climb(x, nu, torch.Generator().manual_seed(0), x.new_zeros(0, 3))
+        exact = dual_norm(x, nu, enumerate_arrangements(x))
+        assert float(values[0]) == pytest.approx(exact.value, rel=1e-3)
+        assert int(signs[0]) == exact.sign
+        torch.testing.assert_close(values, -signs * (nu @ network_columns(x, units)))
+
+
+def network_columns(x: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    ones = torch.eye(len(units), dtype=x.dtype)
+    return torch.stack([network_output(x, units, row) for row in ones], 1)
