@@ -67,7 +67,7 @@ def convert_strides(
     >>> model.layer2[0].conv1.pool is model.layer2[0].downsample[0].pool
     True
     """
-    model = copy.deepcopy(model)
+    original, model = model, copy.deepcopy(model)
     if any(isinstance(layer, DiffStride) for layer in model.modules()):
         raise ValueError(f"{type(model).__name__} has learnable strides already: convert the original")
     wanted = _chooser(model, include, exclude)
@@ -88,7 +88,7 @@ def convert_strides(
         )
     _build(model, trail, groups, smoothness, variant)
     accept_original_checkpoints(model)
-    _try(model, example)
+    _try(original, model, example)
     return model
 
 
@@ -257,37 +257,61 @@ def _recorder(event: Event) -> MapSize:
 
 
 @torch.no_grad()
-def _try(model: nn.Module, example: Tensor) -> None:
-    """Run a copy at its strides and at others: all moved, then each layer's alone, one axis up and one down."""
-    model = copy.deepcopy(model)
-    layers = list(dict.fromkeys(layer for layer in model.modules() if isinstance(layer, DiffStride)))
-    everything = [dict.fromkeys(layers, (factor,)) for factor in (1.0, 1.37)]
-    alone = [{layer: (1.31, 0.77)} for layer in layers]
+def _try(original: nn.Module, model: nn.Module, example: Tensor) -> None:
+    """Run a copy at its strides and at others: all moved, then each layer's alone, one axis up and one down.
+
+    Only the first run has values; the others are on the meta device, where only shapes are computed.
+    """
     with torch.random.fork_rng(devices=[]):
-        for factors in (*everything, *alone):
-            _run(model.eval(), example, layers, factors)
+        real = copy.deepcopy(model).eval()
+        _run(real, example, {})
         try:
-            _run(model.train(), example, layers, everything[0])
-        except ValueError:  # batch norm of maps of one point, for example: not for a single sample
-            example = torch.cat([example, example])
-        for factors in everything:
-            _run(model, example, layers, factors)
+            shapes, images = copy.deepcopy(real).to("meta"), example.to("meta")
+            _run(shapes, images, {})
+        except (ValueError, NotImplementedError):  # it mixes devices, or has an operation without shapes
+            shapes, images = real, example
+        in_training = _trains_on(original, images)
+        layers = list(dict.fromkeys(layer for layer in shapes.modules() if isinstance(layer, DiffStride)))
+        moved: dict[DiffStride, Sequence[float]] = dict.fromkeys(layers, (1.37,))
+        for factors in (moved, *({layer: (1.31, 0.77)} for layer in layers)):
+            _run(shapes, images, factors)
+        if in_training is not None:
+            for factors in ({}, moved):
+                _run(shapes.train(), in_training, factors)
 
 
-def _run(model: nn.Module, example: Tensor, layers: Sequence[DiffStride], factors: dict[DiffStride, Sequence[float]]) -> None:
-    before = [layer.strides.clone() for layer in layers]
+def _trains_on(original: nn.Module, images: Tensor) -> Tensor | None:
+    """An input that the original takes in training mode: batch norm refuses a single sample of one point."""
+    original = copy.deepcopy(original).to(images.device).train()
+    for tried in (images, torch.cat([images, images])):
+        try:
+            original(tried)
+        except Exception:  # noqa: S112 - the network's own code
+            continue
+        return tried
+    return None
+
+
+def _run(model: nn.Module, images: Tensor, factors: dict[DiffStride, Sequence[float]]) -> None:
+    before = {layer: layer.known_strides for layer in factors}
     for layer, each in factors.items():
-        cycle = itertools.islice(itertools.cycle(each), len(layer.strides))
-        layer.strides.mul_(layer.strides.new_tensor(list(cycle))).clamp_(min=1)
-    strides = [[round(stride, 2) for stride in layer.strides.tolist()] for layer in layers]
+        cycle = itertools.cycle(each)
+        _move(layer, [max(stride * next(cycle), 1.0) for stride in before[layer]])
     try:
-        model(example)
+        model(images)
     except Exception as error:  # the network's own code
+        strides = {layer: [round(each, 2) for each in layer.known_strides] for layer in model.modules() if isinstance(layer, DiffStride)}
         mode = "training" if model.training else "evaluation"
         raise ValueError(
-            f"the converted network cannot run at the strides {strides} in {mode} mode: {error}. Leave out "
-            "layers whose maps need a fixed size with `exclude`"
+            f"the converted network cannot run at the strides {list(strides.values())} in {mode} mode: {error}. "
+            "Leave out layers whose maps need a fixed size with `exclude`"
         ) from error
     finally:
-        for layer, values in zip(layers, before, strict=True):
-            layer.strides.copy_(values)
+        for layer, values in before.items():
+            _move(layer, values)
+
+
+def _move(layer: DiffStride, strides: list[float]) -> None:
+    layer.known_strides = strides
+    if not layer.strides.is_meta:
+        layer.strides.copy_(layer.strides.new_tensor(strides))

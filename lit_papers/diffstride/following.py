@@ -4,7 +4,6 @@ The run is on fake tensors, which have shapes and no values, and the sizes are s
 its maps, adds, stacks, reshapes, or hands to a kernel, torch checks shapes, and notes which symbols it took as equal.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -82,7 +81,7 @@ def follow(model: nn.Module, example: Tensor, wanted: Callable[[str], bool]) -> 
     """Run a network on an input of the example's shape, with symbols for sizes.
 
     Args:
-        model: is not changed.
+        model: run in evaluation mode, and not changed.
         example: ``(N, C, *size)``.
         wanted: of a layer's or call's name, whether it becomes learnable.
 
@@ -99,6 +98,8 @@ def follow(model: nn.Module, example: Tensor, wanted: Callable[[str], bool]) -> 
             module.register_forward_hook(follower.leave, always_call=True),
         )
     ]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=follower.env), follower:
             size = follower.fresh([int(n) for n in example.shape[2:]])
@@ -115,6 +116,8 @@ def follow(model: nn.Module, example: Tensor, wanted: Callable[[str], bool]) -> 
     finally:
         for handle in handles:
             handle.remove()
+        for module, mode in modes:
+            module.training = mode
     return follower.finish()
 
 
@@ -238,10 +241,15 @@ class _Follower(TorchFunctionMode):
     def expect_full_size(self, output: Any, size: list[int]) -> None:
         """A map that comes out as large as the input went in has to stay so: there are targets of this size."""
         (whole, *_) = self.trail.events
+        enlarged = [
+            [self.env.replace(symbol) for symbol in event.after]
+            for event in self.trail.events
+            if event.kind == "enlarging"
+        ]
         for tensor in _tensors(output):
             found = list(tensor.shape[-len(size) :])
-            if tensor.ndim == len(size) + 2 and [_hint(n) for n in found] == size and math.prod(size) > 1:
-                expressions = _expressions(found)
+            expressions = [self.env.replace(each) for each in _expressions(found)]
+            if expressions in enlarged and tensor.ndim == len(size) + 2 and [_hint(n) for n in found] == size:
                 self.trail.equal += list(zip(expressions, whole.after, strict=True))
 
     def finish(self) -> Trail:

@@ -48,6 +48,8 @@ class DiffStride(Resampling):
 
     Attributes:
         strides: the parameter, one number an axis, or a single one if shared.
+        known_strides: their values when they were last read; on the meta device, where there is nothing to read, the
+            size of a map follows these.
     """
 
     strides: nn.Parameter
@@ -66,7 +68,7 @@ class DiffStride(Resampling):
         self.shared_stride = shared_stride
         self.variant: Variant = variant
         self.strides = nn.Parameter(torch.tensor(stride[:1] if shared_stride else stride, dtype=torch.float32))
-        self._known = self.strides.detach().tolist() if not self.strides.is_meta else list(stride[: len(self.strides)])
+        self.known_strides = self.strides.detach().tolist() if not self.strides.is_meta else list(stride[: len(self.strides)])
         # output size by input size, of the latest eager look at `strides`: a single graph cannot look itself
         self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._last_size: tuple[int, ...] | None = None  # of the input, in training
@@ -81,7 +83,7 @@ class DiffStride(Resampling):
         the graph: that of the latest eager forward at this input size, `project_` or ``load_state_dict``; the graph
         raises if the strides were moved without one of them. `freeze` needs neither breaks nor recompilation.
 
-        On the meta device there are no strides to read: sizes are those of the last ones known.
+        On the meta device there are no strides to read: sizes are those of ``known_strides``.
 
         Args:
             input: floating, ``(N, C, *size)`` or ``(C, *size)`` with as many axes as there are strides.
@@ -181,8 +183,8 @@ class DiffStride(Resampling):
     def _values(self) -> list[float]:
         """The strides as numbers, one an axis."""
         if not self.strides.is_meta:
-            self._known = self.strides.detach().tolist()  # one synchronisation with the device
-        return self._known * (self.axes // len(self._known))
+            self.known_strides = self.strides.detach().tolist()  # one synchronisation with the device
+        return self.known_strides * (self.axes // len(self.known_strides))
 
     def _bound(self, size: Sequence[int]) -> float:
         return max(minimum_stride(n, self.smoothness) for n in size)
@@ -197,7 +199,7 @@ class DiffStride(Resampling):
         """Follow the module to a device, but stay in float32 where it is halved: bfloat16 strides are off by a bin."""
         before = self.strides.detach()
         if not before.is_meta:
-            self._known = before.tolist()  # a move to the meta device forgets them
+            self.known_strides = before.tolist()  # a move to the meta device forgets them
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.strides.dtype in (torch.float16, torch.bfloat16):
             self.strides.data = before.to(self.strides.device, torch.float32)
