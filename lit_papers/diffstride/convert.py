@@ -18,7 +18,7 @@ from lit_papers.diffstride.destrided import (
     record_input_size,
     record_output_size,
 )
-from lit_papers.diffstride.following import CannotFollow, Event, Trail, follow
+from lit_papers.diffstride.following import CannotFollowError, Event, Trail, follow
 from lit_papers.diffstride.functional import Variant
 from lit_papers.diffstride.layers import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 
@@ -76,7 +76,7 @@ def convert_strides(
         raise ValueError(f"`example` must have shape (N, C, *size) with 1 to 3 sizes, got {tuple(example.shape)}")
     try:
         trail = follow(model, example, wanted)
-    except CannotFollow as error:
+    except CannotFollowError as error:
         raise ValueError(
             f"{type(model).__name__} cannot be followed ({error}): put DiffStride layers into it by hand, or leave "
             "out what fails"
@@ -183,7 +183,10 @@ def _tie_equation(
     swapped = left.subs(dict(zip(first, second, strict=True)), simultaneous=True)
     if sympy.simplify(swapped - right) != 0:
         return False
-    return any([tie(one, other) for one, other in zip(first, second, strict=True)])
+    changed = False
+    for one, other in zip(first, second, strict=True):
+        changed |= tie(one, other)
+    return changed
 
 
 def _place(of: dict[sympy.Expr, tuple[Event, int]]) -> Callable[[sympy.Expr], tuple[int, int]]:
@@ -214,7 +217,7 @@ def _build(model: nn.Module, trail: Trail, groups: _Groups, smoothness: float, v
             raise ValueError(f"{event.name} is used at several places of the network whose strides are not the same")
     for event in trail.events:
         group = groups.members(event)
-        if event.kind != "enlarging" or group[0] is event or event.owner in done and event.call is None:
+        if event.kind != "enlarging" or group[0] is event or (event.owner in done and event.call is None):
             continue
         size = _recorder(group[0])
         if event.call is not None:
@@ -300,10 +303,11 @@ def _run(model: nn.Module, images: Tensor, factors: dict[DiffStride, Sequence[fl
     try:
         model(images)
     except Exception as error:  # the network's own code
-        strides = {layer: [round(each, 2) for each in layer.known_strides] for layer in model.modules() if isinstance(layer, DiffStride)}
+        layers = [layer for layer in model.modules() if isinstance(layer, DiffStride)]
+        strides = [[round(stride, 2) for stride in layer.known_strides] for layer in layers]
         mode = "training" if model.training else "evaluation"
         raise ValueError(
-            f"the converted network cannot run at the strides {list(strides.values())} in {mode} mode: {error}. "
+            f"the converted network cannot run at the strides {strides} in {mode} mode: {error}. "
             "Leave out layers whose maps need a fixed size with `exclude`"
         ) from error
     finally:

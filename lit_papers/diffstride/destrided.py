@@ -50,9 +50,7 @@ def _resample(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     if isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
         kernel, padding = per_axis_of(layer.kernel_size, axes), per_axis_of(layer.padding, axes)
         divisor = getattr(layer, "divisor_override", None)
-        output = mend_average(
-            output, size, kernel, padding, layer.extra_points, layer.count_include_pad, divisor
-        )
+        output = mend_average(output, size, kernel, padding, layer.extra_points, layer.count_include_pad, divisor)
     resampled: Tensor = layer.pool(cut(output, size))
     return resampled
 

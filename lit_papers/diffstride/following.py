@@ -72,7 +72,7 @@ class Trail:
     canonical: Callable[[sympy.Expr], sympy.Expr] = lambda expression: expression
 
 
-class CannotFollow(Exception):
+class CannotFollowError(Exception):
     """The network does something with a map's size, or its values, that no symbol can stand for."""
 
 
@@ -86,7 +86,7 @@ def follow(model: nn.Module, example: Tensor, wanted: Callable[[str], bool]) -> 
         wanted: of a layer's or call's name, whether it becomes learnable.
 
     Raises:
-        CannotFollow: the network looks at values or computes with sizes in a way that cannot be followed.
+        CannotFollowError: the network looks at values or computes with sizes in a way that cannot be followed.
         ValueError: a strided layer that is wanted returns indices.
     """
     follower = _Follower(model, ShapeEnv(duck_shape=False), wanted)
@@ -112,7 +112,7 @@ def follow(model: nn.Module, example: Tensor, wanted: Callable[[str], bool]) -> 
     except ValueError:
         raise
     except Exception as error:  # the network's own code runs: anything can come
-        raise CannotFollow(f"{type(error).__name__}: {_first_line(error)}") from error
+        raise CannotFollowError(f"{type(error).__name__}: {_first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -210,11 +210,10 @@ def resample_fixed(
         return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * input.sum()
     with torch.autocast(input.device.type, enabled=False):
         values = input.to(torch.promote_types(input.dtype, torch.float32))
+        each: Sequence[float | None] = [None] * len(sizes) if strides is None else strides
+        kind, symmetric = (values.dtype, values.device), variant == "symmetric"
         responses = [
-            _constant_response(
-                n, n_out, None if strides is None else strides[axis], smoothness, variant == "symmetric",
-                _is_vertical(axis, sizes, variant), values.dtype, values.device,
-            )  # fmt: skip
+            _constant_response(n, n_out, each[axis], smoothness, symmetric, _is_vertical(axis, sizes, variant), *kind)
             for axis, (n, n_out) in enumerate(zip(input.shape[-len(sizes) :], sizes, strict=True))
         ]
         operator = operators.symmetric if variant == "symmetric" else operators.official

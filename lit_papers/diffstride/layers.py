@@ -68,7 +68,9 @@ class DiffStride(Resampling):
         self.shared_stride = shared_stride
         self.variant: Variant = variant
         self.strides = nn.Parameter(torch.tensor(stride[:1] if shared_stride else stride, dtype=torch.float32))
-        self.known_strides = self.strides.detach().tolist() if not self.strides.is_meta else list(stride[: len(self.strides)])
+        self.known_strides = (
+            self.strides.detach().tolist() if not self.strides.is_meta else list(stride[: len(self.strides)])
+        )
         # output size by input size, of the latest eager look at `strides`: a single graph cannot look itself
         self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._last_size: tuple[int, ...] | None = None  # of the input, in training
@@ -135,7 +137,8 @@ class DiffStride(Resampling):
         """Raise ``strides`` to the bound of the last map seen in training, in place; call it after the optimizer.
 
         Below the bound a stride has no effect, but would have to come all the way back to have one. A graph compiled
-        as a whole also learns here which sizes the new strides give. Nothing happens before the first training-mode forward.
+        as a whole also learns here which sizes the new strides give. Before the first training-mode
+        forward nothing happens.
         """
         if self._last_size is None:
             return
@@ -232,9 +235,7 @@ def _in_one_graph() -> bool:
 
 
 @torch.library.custom_op("lit_papers::at_sizes", mutates_args=())
-def _at_sizes(
-    strides: Tensor, size: Sequence[int], sizes: Sequence[int], smoothness: float, variant: str
-) -> Tensor:
+def _at_sizes(strides: Tensor, size: Sequence[int], sizes: Sequence[int], smoothness: float, variant: str) -> Tensor:
     """A copy of the strides, if they still give the size that is built into the graph around this."""
     found = output_size(size, strides.tolist(), smoothness, variant)
     if found != tuple(sizes):
@@ -334,9 +335,7 @@ class DiffStride3d(DiffStride):
         crop: bool = True,
         shared_stride: bool = False,
     ) -> None:
-        super().__init__(
-            per_axis(stride, 3), smoothness, crop=crop, shared_stride=shared_stride, variant="symmetric"
-        )
+        super().__init__(per_axis(stride, 3), smoothness, crop=crop, shared_stride=shared_stride, variant="symmetric")
 
 
 class FixedStride(Resampling):

@@ -46,7 +46,7 @@ def test_every_config_builds_with_every_pooling(name: str, pooling: str, monkeyp
 def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "diffstride/digits", "--trainer.max_epochs=2"]) == 0
     (run,) = tmp_path.glob("runs/diffstride/digits/version_0")
-    assert (run / "stride_complexity.png").is_file()
+    assert (run / "diffstride.png").is_file()
     header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     for key in ("val/accuracy", "diffstride/gmacs", "diffstride/model.stages.1.0.pool/stride_w", "train/complexity"):
         assert key in header
@@ -76,7 +76,8 @@ def test_a_grid_runs_once_and_is_drawn(tmp_path: Path, capsys: pytest.CaptureFix
         ("diffstride", "0.5"),
     ]
     strided, free, _ = ([float(row[column]) for column in (5, 6)] for row in rows)
-    assert strided[0] == strided[1] < free[0]
+    assert strided[0] == strided[1]
+    assert free[0] < 2 * strided[0]  # the map sizes of spectral pooling; at equal strides it is four times as much
     assert Path("grid/accuracy_against_cost.png").stat().st_size > 10_000
     kept = Path("grid/results.jsonl").read_text()
     experiment.main(arguments)

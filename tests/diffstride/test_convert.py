@@ -122,7 +122,7 @@ def _flat(first: Tensor, second: Tensor) -> Tensor:
         lambda a, b: torch.stack([a, b]).sum(0),
         lambda a, b: torch.where(a > b, a, b),
         lambda a, b: torch.einsum("nchw,nchw->nchw", a, b),
-        lambda a, b: (a.mT @ b),
+        lambda a, b: a.mT @ b,
         _flat,
         torch.Tensor.copy_,
     ],
@@ -342,9 +342,7 @@ def test_three_dimensions_are_learned() -> None:
 def test_a_converted_model_trains_under_our_module(tmp_path: Any) -> None:
     from lit_papers.diffstride import StridedClassifier
 
-    model = convert_strides(
-        nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), IMAGES
-    )
+    model = convert_strides(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), IMAGES)
     module = StridedClassifier(model)
     assert len(module.stride_layers) == 1
     assert [len(group["params"]) for group in module.parameter_groups()] == [2, 1]

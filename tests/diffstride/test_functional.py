@@ -178,7 +178,9 @@ def test_products_equal_ffts(size: tuple[int, int]) -> None:
     for sizes in (output_size(size, (1.7, 2.6), 2.0), size):
         masks = [torch.rand(n // 2 + 1, dtype=torch.float64) for n in sizes]
         products, ffts = (
-            operators.symmetric(maps, [operators.fold(mask, n, n_out) for mask, n, n_out in zip(masks, size, sizes, strict=True)], sizes),
+            operators.symmetric(
+                maps, [operators.fold(mask, n, n_out) for mask, n, n_out in zip(masks, size, sizes, strict=True)], sizes
+            ),
             operators.symmetric(maps, masks, sizes),
         )
         assert (products - ffts).abs().max() < 1e-12
