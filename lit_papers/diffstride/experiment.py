@@ -171,7 +171,7 @@ def _costs(cli: Any) -> tuple[float, float]:
         cli.model(inputs[:1])
     after = counter.macs / 1e9
     histories = [callback.history for callback in cli.trainer.callbacks if hasattr(callback, "history")]
-    return (histories[0][0]["diffstride/gmacs"] if histories else after), after
+    return (histories[0][0]["gmacs"] if histories else after), after
 
 
 def run(cells: Sequence[Cell], folder: Path, jobs: int) -> list[Outcome]:

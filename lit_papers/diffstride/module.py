@@ -39,7 +39,8 @@ class StridedClassifier(LightningModule):
     Args:
         model: any module from inputs to logits ``(N, C)``.
         complexity_weight: lambda, >= 0.
-        mixup_alpha: of mixup's Beta distribution; 0 for none, the paper's runs have 0.2; pairs are of one batch.
+        mixup_alpha: of mixup's Beta distribution; 0 for none, the paper's runs have 0.2. Each image has a share of its
+            own, as in the paper's code; pairs are of one batch.
         label_smoothing: in [0, 1), in training alone.
         stride_lr: learning rate of the strides; None for that of the weights, as in the paper.
         optimizer: from parameter groups to an optimizer.
@@ -106,15 +107,14 @@ class StridedClassifier(LightningModule):
         inputs, targets = batch
         share, partner = self._mix(len(targets))
         if partner is not None:
-            inputs = share * inputs + (1 - share) * inputs[partner]
+            each = share.reshape(-1, *[1] * (inputs.ndim - 1)).to(inputs.dtype)
+            inputs = each * inputs + (1 - each) * inputs[partner]
         in_macs = self.complexity == "macs" and bool(self.stride_layers)
         with CostPenalty(self.model) if in_macs else nullcontext() as cost:
             logits = self(inputs)
-        loss = share * nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = self._entropy(logits, targets, share)
         if partner is not None:
-            loss += (1 - share) * nn.functional.cross_entropy(
-                logits, targets[partner], label_smoothing=self.label_smoothing
-            )
+            loss = loss + self._entropy(logits, targets[partner], 1 - share)
         complexity = self._map_area() if cost is None else cost.macs() / 1e9
         if self.complexity_weight:
             loss = loss + self.complexity_weight * complexity
@@ -124,12 +124,16 @@ class StridedClassifier(LightningModule):
         self.log("train/complexity", complexity, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def _mix(self, samples: int) -> tuple[float, Tensor | None]:
-        """The larger share, and each sample's partner."""
+    def _entropy(self, logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+        losses = nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
+        return (share * losses).mean()
+
+    def _mix(self, samples: int) -> tuple[Tensor, Tensor | None]:
+        """The larger share of each sample, and its partner."""
         if self.mixup_alpha == 0:
-            return 1.0, None
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
-        return max(share, 1 - share), torch.randperm(samples, device=self.device)
+            return torch.ones(samples, device=self.device), None
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((samples,)).to(self.device)
+        return torch.maximum(share, 1 - share), torch.randperm(samples, device=self.device)
 
     def _map_area(self) -> Tensor:
         areas = [

@@ -136,9 +136,8 @@ def test_a_stuck_stride_is_warned_of_once(tmp_path: Path) -> None:
     module = Striding(random=False)
     with torch.no_grad():
         module.pool.strides.fill_(7.0)
-    with pytest.warns(
-        UserWarning, match=r"pool no longer learns, on a map of size \(10,\): its strides are stuck"
-    ) as caught:
+    message = r"pool no longer learns, on a map of size \(10,\): its strides are stuck"
+    with pytest.warns(UserWarning, match=message) as caught:
         guest.foreign_trainer(tmp_path, [StrideComplexity(every_n_steps=1)]).fit(module)
     assert sum("are stuck" in str(warning.message) for warning in caught) == 1
     with warnings.catch_warnings():

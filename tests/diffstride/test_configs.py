@@ -100,3 +100,23 @@ def test_spread_over_seeds() -> None:
 
     lines = experiment.table([outcome(1, 0.9), outcome(2, 0.92)]).splitlines()
     assert lines[2] == "| (1, 1, 2, 2) | diffstride | 0 | 91.00 ± 1.41 (2) | 2.00 | 1.50 | 1.0 |"
+
+
+def test_overlays_change_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*names: str) -> Any:
+        configs = [part for name in ("diffstride/cifar10", *names) for part in ("--config", name)]
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", *configs, "--print_config"])
+        assert not caught.value.code
+        return yaml.safe_load(capsys.readouterr().out)
+
+    base, both = printed(), printed("diffstride_cifar100", "diffstride_intended")
+    assert base["model"]["init_args"]["model"]["init_args"]["variant"] == "official"
+    assert both["data"]["class_path"].endswith("CIFAR100")
+    assert both["data"]["init_args"]["batch_size"] == base["data"]["init_args"]["batch_size"]
+    assert both["model"]["init_args"]["model"]["init_args"].pop("num_classes") == 100
+    assert both["model"]["init_args"].pop("label_smoothing") == 0.2
+    base["model"]["init_args"].pop("label_smoothing")
+    base["model"]["init_args"]["model"]["init_args"].pop("num_classes")
+    assert both["model"] == base["model"]
+    assert both["trainer"] == base["trainer"]

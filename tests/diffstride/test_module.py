@@ -100,19 +100,25 @@ def test_mixup_mixes_images_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     module = StridedClassifier(network(), mixup_alpha=0.2).eval()
     images, targets = next(iter(loader()))
     partner = torch.roll(torch.arange(len(targets)), 1)
-    monkeypatch.setattr(module, "_mix", lambda samples: (0.7, partner))
-    logits = module(0.7 * images + 0.3 * images[partner])
-    entropy = nn.functional.cross_entropy
-    expected = 0.7 * entropy(logits, targets) + 0.3 * entropy(logits, targets[partner])
+    shares = torch.linspace(0.5, 1, len(targets))
+    monkeypatch.setattr(module, "_mix", lambda samples: (shares, partner))
+    each = shares.reshape(-1, 1, 1, 1)
+    logits = module(each * images + (1 - each) * images[partner])
+    rows = range(len(targets))
+    entropy = [nn.functional.cross_entropy(logits[[row]], targets[[row]]).item() for row in rows]
+    other = [nn.functional.cross_entropy(logits[[row]], targets[partner][[row]]).item() for row in rows]
+    mixed = [share * one + (1 - share) * two for share, one, two in zip(shares.tolist(), entropy, other, strict=True)]
+    expected = torch.tensor(mixed).mean()
     assert first_loss(module, (images, targets)).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_shares_of_mixup() -> None:
     seed_everything(0)
     module = StridedClassifier(nn.Linear(1, 2), mixup_alpha=1.0)
-    shares = [module._mix(4)[0] for _ in range(400)]
-    assert min(shares) >= 0.5
-    assert sum(shares) / 400 == pytest.approx(0.75, abs=0.03)  # the larger part of a uniform division
+    shares, _ = module._mix(400)
+    assert shares.shape == (400,)
+    assert shares.min() >= 0.5
+    assert shares.mean().item() == pytest.approx(0.75, abs=0.03)  # the larger part of a uniform division
     assert sorted(module._mix(4)[1].tolist()) == [0, 1, 2, 3]
 
 
