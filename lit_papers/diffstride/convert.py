@@ -204,13 +204,15 @@ def _build(model: nn.Module, trail: Trail, groups: _Groups, smoothness: float, v
         group = groups.members(event)
         _check_group(event, group)
         pool = pools.get(groups.find(event))
+        if pool is None and event.call is None and event.owner in done:
+            pool = pools[groups.find(event)] = event.owner.pool  # a layer that is used twice, as on pairs of images
         if pool is None:
             pool = _pool_of(event, any(each in groups.square for each in group), smoothness, variant)
             parameter = next(event.owner.parameters(), None)
             pool = pools[groups.find(event)] = pool if parameter is None else pool.to(parameter.device)
         if event.call is not None:
             called_strides(event.owner).pools[event.call.key] = pool
-        elif event.owner not in done:  # a layer may be used twice
+        elif event.owner not in done:
             done.add(event.owner)
             make_strides_learnable(event.owner, pool, event.extra)
         elif event.owner.pool is not pool:

@@ -18,14 +18,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-from torch import nn
 
-from lit_papers.diffstride.matching import MATCHES, match
+from lit_papers.diffstride.matching import MATCHES
 from lit_papers.diffstride.pooling import Pooling
 from lit_papers.plotting import STYLES, new_figure
 
@@ -59,12 +57,12 @@ class Cell:
     @property
     def arguments(self) -> list[str]:
         """The command line of the run."""
-        callbacks = [] if self.pooling == "diffstride" else ["--trainer.callbacks=null"]
+        own = [f"--model.match={self.match}"] if self.pooling == "diffstride" else ["--trainer.callbacks=null"]
         return [
             "fit", "--config", self.config, f"--seed_everything={self.seed}", f"--model.model.pooling={self.pooling}",
             f"--model.model.strides=[{self.strides}]", f"--model.complexity_weight={self.weight}",
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-            "--trainer.enable_checkpointing=false", *callbacks, *self.overrides,
+            "--trainer.enable_checkpointing=false", *own, *self.overrides,
         ]  # fmt: skip
 
 
@@ -136,8 +134,7 @@ def run_cell(cell: Cell, folder: Path) -> Outcome:
         try:
             arguments = cell.arguments
             arguments[2] = str(find_config(cell.config) or cell.config)
-            callbacks = [_BeginMatched(cell.match)] if cell.match else []
-            cli = PapersCLI("experiment", [*arguments, "--trainer.logger=false"], callbacks)
+            cli = PapersCLI("experiment", [*arguments, "--trainer.logger=false"])
             (tested,) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         except BaseException as error:
             print(error, file=file)
@@ -146,19 +143,6 @@ def run_cell(cell: Cell, folder: Path) -> Outcome:
         cell, tested["test/accuracy"], *_costs(cli), [layer.strides.tolist() for layer in cli.model.stride_layers],
         cli.trainer.current_epoch, time.perf_counter() - begin,
     )  # fmt: skip
-
-
-class _BeginMatched(Callback):
-    """Sets strides and smoothness before the first step."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        (inputs, _) = next(iter(trainer.datamodule.val_dataloader() or trainer.datamodule.test_dataloader()))  # type: ignore[attr-defined]
-        match(self.kind, cast(nn.Module, pl_module.model), inputs[:1])
 
 
 def _costs(cli: Any) -> tuple[float, float]:

@@ -14,6 +14,8 @@ from torchmetrics import MeanMetric
 from lit_papers.diffstride.complexity import CostPenalty
 from lit_papers.diffstride.functional import complexity_penalty
 from lit_papers.diffstride.layers import DiffStride
+from lit_papers.diffstride.matching import MATCHES
+from lit_papers.diffstride.matching import match as match_network
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -46,6 +48,10 @@ class StridedClassifier(LightningModule):
         optimizer: from parameter groups to an optimizer.
         lr_scheduler: from the optimizer to a schedule; None for a constant rate.
         lr_interval: whether a step of the schedule is an ``"epoch"`` or an optimizer ``"step"``.
+        match: what the learned strides begin with: the ``"strides"`` of the model; or those at which it has the map
+            ``"sizes"``, or the ``"macs"``, of spectral pooling at these strides, for a comparison at equal cost
+            (`lit_papers.diffstride.matching.match`; the smoothness is lowered where maps are small). The trainer needs
+            a data module for it.
         complexity: ``"map_area"``, the paper's J; or ``"macs"``, true multiply-adds for each sample in units of 1e9,
             for which the model must run eagerly.
 
@@ -68,6 +74,7 @@ class StridedClassifier(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         complexity: Literal["map_area", "macs"] = "map_area",
+        match: Literal["strides", "sizes", "macs"] = "strides",
     ) -> None:
         super().__init__()
         for name, value in (("complexity_weight", complexity_weight), ("mixup_alpha", mixup_alpha)):
@@ -81,6 +88,8 @@ class StridedClassifier(LightningModule):
             raise ValueError(f"`complexity` must be 'map_area' or 'macs', got {complexity!r}")
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"`lr_interval` must be 'epoch' or 'step', got {lr_interval!r}")
+        if match not in MATCHES:
+            raise ValueError(f"`match` must be one of {', '.join(MATCHES)}, got {match!r}")
         self.save_hyperparameters(ignore=["model", "optimizer", "lr_scheduler"])
         self.model = model
         self.complexity_weight = complexity_weight
@@ -91,12 +100,33 @@ class StridedClassifier(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.complexity = complexity
+        self.match = match
         self.train_accuracy, self.eval_accuracy = MeanMetric(), MeanMetric()
 
     @property
     def stride_layers(self) -> list[DiffStride]:
         """The layers with learnable strides, in module order, each once."""
         return [layer for layer in self.model.modules() if isinstance(layer, DiffStride)]
+
+    def setup(self, stage: str) -> None:
+        """Match what the strides begin with, once, and before a checkpoint is loaded.
+
+        Raises:
+            ValueError: there is no data module to take a sample from.
+        """
+        if self.match == "strides" or not self.stride_layers:
+            return
+        source = getattr(self.trainer, "datamodule", None)
+        if source is None:
+            raise ValueError(
+                f"match={self.match!r} needs a data module; without one call lit_papers.diffstride.matching.match("
+                f"{self.match!r}, model, example) before training"
+            )
+        loader = {"fit": source.train_dataloader, "validate": source.val_dataloader, "test": source.test_dataloader}
+        with torch.random.fork_rng(devices=[]):  # training must not notice
+            inputs = next(iter(loader.get(stage, source.predict_dataloader)()))[0]
+        match_network(self.match, self.model, inputs[:1].to(self.device))
+        self.match = "strides"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, C)``."""

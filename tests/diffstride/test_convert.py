@@ -140,6 +140,20 @@ def test_paths_that_do_not_meet_have_strides_of_their_own() -> None:
     assert converted.first.pool is not converted.second.pool
 
 
+def test_a_layer_that_is_used_twice() -> None:
+    class Pairing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+        def forward(self, maps: Tensor) -> Tensor:
+            return self.conv(maps).mean((2, 3)) + self.conv(maps[..., ::3]).mean((2, 3))
+
+    converted = convert_strides(Pairing(), IMAGES)
+    assert len(stride_layers(converted)) == 1
+    sizes_at(converted, IMAGES, 1.3, 2.2)
+
+
 def test_height_that_meets_width() -> None:
     class Transposing(nn.Module):
         def __init__(self) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,10 @@ def test_a_torchvision_network_learns_cheaper_strides_under_two_processes(tmp_pa
     models = pytest.importorskip("torchvision.models")
     data = Photographs(photographs(), 2 * BATCH * STEPS)
     seed_everything(0)
-    network = convert_strides(
-        models.resnet18(num_classes=10), data[0][0][None], exclude=["conv1", "maxpool"], smoothness=1.0
-    )
-    module = StridedClassifier(
-        network, complexity_weight=1.0, stride_lr=0.1, optimizer=lambda p: torch.optim.SGD(p, 0.02)
-    )
+    original, stem = models.resnet18(num_classes=10), ["conv1", "maxpool"]
+    network = convert_strides(original, data[0][0][None], exclude=stem, smoothness=1.0)
+    sgd = partial(torch.optim.SGD, lr=0.02)
+    module = StridedClassifier(network, complexity_weight=1.0, stride_lr=0.1, optimizer=sgd)
     trainer = Trainer(
         accelerator="cpu", devices=2, max_steps=STEPS, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -204,11 +204,35 @@ def test_two_processes_have_the_same_strides(tmp_path: Path) -> None:
         ({"stride_lr": -1}, "`stride_lr`"),
         ({"complexity": "flops"}, "`complexity`"),
         ({"lr_interval": "batch"}, "`lr_interval`"),
+        ({"match": "cost"}, "`match`"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StridedClassifier(nn.Linear(3, 2), **options)
+
+
+def test_matched_sizes_are_those_a_checkpoint_goes_on_from(tmp_path: Path) -> None:
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        def test_dataloader(self) -> Any:
+            return loader()
+
+    def module() -> StridedClassifier:
+        return StridedClassifier(network(smoothness=4), match="sizes", stride_lr=0.1)
+
+    first, run = module(), trainer()
+    run.fit(first, datamodule=Data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    images, _ = next(iter(loader()))
+    assert [layer.smoothness for layer in first.stride_layers] != [layer.smoothness for layer in module().stride_layers]
+    second = module()
+    trainer().test(second, datamodule=Data(), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=False)
+    assert torch.equal(first.eval()(images), second.eval()(images))
+    with pytest.raises(ValueError, match="match='sizes' needs a data module"):
+        trainer().fit(module(), loader())
 
 
 @pytest.mark.slow
