@@ -40,7 +40,8 @@ class CostCounter:
 
     Attributes:
         macs: multiply-adds for each sample, summed over all calls, without the resampling.
-        resampling_macs: likewise of the products inside DiffStride and spectral pooling layers.
+        resampling_macs: likewise of the products inside DiffStride and spectral pooling layers, with each sample's
+            part in making the operator of learned strides, which is made once a batch.
         layers: multiply-adds for each sample by qualified name of the innermost module that ran them.
         map_sizes: output size ``(h, w)`` or ``(length,)`` of each DiffStride and spectral pooling layer, by qualified
             name, of its last call.

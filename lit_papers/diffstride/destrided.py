@@ -16,7 +16,7 @@ from lit_papers.diffstride.layers import DiffStride
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def make_strides_learnable(layer: nn.Module, pool: DiffStride, extra: Sequence[int]) -> None:
+def make_strides_learnable(layer: Any, pool: DiffStride, extra: Sequence[int]) -> None:
     """Set a strided convolution or pooling layer to stride 1 and put a learnable stride behind it, in place.
 
     At stride 1 it gives as many points as it gets, of which every S-th is what it gave at its stride S.
@@ -55,7 +55,7 @@ def _resample(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return resampled
 
 
-def called_strides(module: nn.Module) -> CalledStrides:
+def called_strides(module: Any) -> CalledStrides:
     """The strides in a module's own code; made, with the hooks that drive them, where there are none yet."""
     if not hasattr(module, "called_strides"):
         module.called_strides = CalledStrides()
@@ -73,7 +73,7 @@ def _leave(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
     module.called_strides.leave()
 
 
-def record_output_size(layer: nn.Module, axes: int) -> MapSize:
+def record_output_size(layer: Any, axes: int) -> MapSize:
     """Where the size of this layer's latest output is noted from now on."""
     if not hasattr(layer, "output_map_size"):
         layer.output_map_size = MapSize()
@@ -87,7 +87,7 @@ def _record_output(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     layer.output_map_size.value = tuple(output.shape[-layer.output_map_axes :])
 
 
-def record_input_size(model: nn.Module, axes: int) -> MapSize:
+def record_input_size(model: Any, axes: int) -> MapSize:
     """Where the size of this network's latest input is noted from now on."""
     if not hasattr(model, "input_map_size"):
         model.input_map_size = MapSize()
@@ -101,7 +101,7 @@ def _record_input(model: Any, inputs: tuple[Any, ...]) -> None:
     model.input_map_size.value = tuple(inputs[0].shape[-model.input_map_axes :])
 
 
-def make_fit(layer: nn.Module, size: MapSize) -> None:
+def make_fit(layer: Any, size: MapSize) -> None:
     """Let an enlarging layer give maps of this size, in place: decoder maps fit the encoder maps they meet."""
     layer.fits = size
     layer.register_forward_hook(_fit)

@@ -44,7 +44,7 @@ class Event:
 
     kind: Kind
     name: str
-    owner: nn.Module
+    owner: Any
     call: Call | None
     strides: tuple[float, ...]
     extra: tuple[int, ...]
@@ -160,7 +160,7 @@ class _Follower(TorchFunctionMode):
 
         return hook
 
-    def leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def leave(self, module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         """A hook of every module."""
         name, _, _ = self._running.pop()
         if not self._is_event(module):
@@ -181,12 +181,12 @@ class _Follower(TorchFunctionMode):
             strides, kind, extra = (1.0,) * _axes_of(module), "enlarging", (0,) * _axes_of(module)
         return self._resized(Event(kind, name, module, None, strides, extra, [], []), inputs[0], output)
 
-    def _is_event(self, module: nn.Module) -> bool:
+    def _is_event(self, module: Any) -> bool:
         if isinstance(module, STRIDED):
             return max(per_axis_of(module.stride, _axes_of(module))) > 1
         return isinstance(module, TRANSPOSED)
 
-    def _extra(self, module: nn.Module, input: Tensor) -> tuple[int, ...]:
+    def _extra(self, module: Any, input: Tensor) -> tuple[int, ...]:
         """How many points it gives too few at stride 1; by running it, as its class may pad by itself."""
         stride, module.stride = module.stride, 1 if not isinstance(module, CONVOLUTIONS) else (1,) * _axes_of(module)
         if isinstance(module, nn.AvgPool1d):
@@ -265,7 +265,7 @@ def _hint(size: Any) -> int:
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
-def _axes_of(module: nn.Module) -> int:
+def _axes_of(module: Any) -> int:
     kinds = (CONVOLUTIONS, AVERAGES, MAXIMA, TRANSPOSED)
     return next(axes for axes in (1, 2, 3) if isinstance(module, tuple(kind[axes - 1] for kind in kinds)))
 

@@ -70,8 +70,8 @@ def stride_numbers(module: nn.Module, strides: Mapping[str, Tensor], counter: Co
 
     Returns:
         ``<layer>/stride_h`` and ``_w``, ``<layer>/map_h`` and ``_w`` (``_d`` too in three dimensions, only ``_w`` in
-        one) of the layers that ran; ``gmacs``, 1e9 multiply-adds for each sample, without the resampling, whose own
-        are ``resampling_gmacs``; and ``penalty``, the paper's J.
+        one) of the layers that ran; ``gmacs``, 1e9 multiply-adds for each sample, without the resampling; and
+        ``penalty``, the paper's J.
     """
     numbers: dict[str, float] = {}
     areas = []
@@ -84,7 +84,6 @@ def stride_numbers(module: nn.Module, strides: Mapping[str, Tensor], counter: Co
             numbers[f"{name}/stride_{letter}"] = stride
             numbers[f"{name}/map_{letter}"] = float(size)
     numbers["gmacs"] = counter.macs / 1e9
-    numbers["resampling_gmacs"] = counter.resampling_macs / 1e9
     numbers["penalty"] = complexity_penalty(areas).item() if areas else math.nan
     return numbers
 

@@ -18,7 +18,7 @@ from lit_papers.diffstride import DiffStride1d
 from lit_papers.lens import NotApplicable
 from tests import guest
 
-KEYS = {"pool/stride_w", "pool/map_w", "gmacs", "resampling_gmacs", "penalty"}
+KEYS = {"pool/stride_w", "pool/map_w", "gmacs", "penalty"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16-mixed": {"precision": "bf16-mixed"},
