@@ -22,8 +22,9 @@ class StrideComplexity(Record):
 
     Every ``every_n_steps`` optimizer steps the batch's own forward pass is watched, without another one, and all
     loggers get, whatever ``log_every_n_steps`` is, under ``diffstride/``: ``<layer>/stride_h`` and ``/stride_w``,
-    ``<layer>/map_h`` and ``/map_w`` (of sequences only ``_w``, of volumes ``_d`` too), ``gmacs`` (1e9 multiply-adds for
-    each sample, without the resampling itself) and ``penalty`` (the paper's J). At the end of fit the figure is written beside the logs.
+    ``<layer>/map_h`` and ``/map_w`` (of sequences only ``_w``, of volumes ``_d`` too), ``gmacs`` (1e9 multiply-adds of
+    a sample, without the resampling itself) and ``penalty`` (the paper's J). At the end of fit the figure is written
+    beside the logs.
 
     A stride that no longer can learn is warned of once. While it is measured a compiled network runs in Python.
 
