@@ -1,18 +1,25 @@
 """A regulariser in real multiply-adds, beside the paper's in map areas."""
 
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from lit_papers.diffstride.cost import multiply_adds
+from lit_papers.diffstride.cost import CostCounter
 from lit_papers.diffstride.functional import minimum_stride
 from lit_papers.diffstride.layers import DiffStride
 
+_CONVOLUTIONS = frozenset({
+    torch.conv1d, torch.conv2d, torch.conv3d,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+})  # fmt: skip
 
-class CostPenalty:
+
+class CostPenalty(TorchFunctionMode):
     r"""Multiply-adds of the forward passes inside a ``with`` block, differentiable in the strides.
 
     The value is the true count of `CostCounter`. The gradient is that of the continuous size behind it: an axis of
@@ -21,7 +28,7 @@ class CostPenalty:
     convolution lies behind: in a residual block the 1x1 convolution of the shortcut runs *before* the pooling layer.
 
     Which layer that is, is read from the autograd graph while it is built, so the passes must run eagerly, with
-    gradients, and without activation checkpointing. `Linear` layers count as constant.
+    gradients, and without activation checkpointing. All but convolutions, transposed ones included, counts as constant.
 
     Args:
         module: with `DiffStride` layers.
@@ -35,49 +42,50 @@ class CostPenalty:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        super().__init__()
         self._module = module
+        self._counter = CostCounter(module)
         self._handles: list[RemovableHandle] = []
-        self._fixed = 0
-        self._scaled: list[tuple[int, Tensor]] = []  # multiply-adds and the map's continuous size over its true one
+        self._scaled: list[tuple[float, Tensor]] = []  # multiply-adds and the map's continuous size over its true one
         self._ratios: dict[Node, Tensor] = {}  # of the outputs of pooling layers, (axes,), value 1
 
     def __enter__(self) -> "CostPenalty":
+        self._counter.__enter__()
         for child in self._module.modules():
-            if isinstance(child, (nn.Conv1d, nn.Conv2d)):
-                self._handles.append(child.register_forward_hook(self._after_convolution))
-            elif isinstance(child, nn.Linear):
-                self._handles.append(child.register_forward_hook(self._after_linear))
-            elif isinstance(child, DiffStride):
+            if isinstance(child, DiffStride):
                 self._handles.append(child.register_forward_hook(self._after_diffstride))
+        super().__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        super().__exit__(kind, error, trace)
+        self._counter.__exit__(kind, error, trace)
         while self._handles:
             self._handles.pop().remove()
         self._ratios.clear()
 
     def macs(self) -> Tensor:
-        """Multiply-adds for each sample, summed over all passes: a scalar, float32.
+        """Multiply-adds for each sample, summed over all passes, without the resampling: a scalar, float32.
 
         Raises:
             RuntimeError: no convolution lies behind a learnable stride, so there is no gradient.
         """
         if not self._scaled:
             raise RuntimeError("nothing to penalise: no convolution ran behind a DiffStride layer, with gradients on")
-        return torch.stack([count * ratio for count, ratio in self._scaled]).sum() + self._fixed
+        scaled = torch.stack([count * ratio for count, ratio in self._scaled]).sum()
+        return scaled - scaled.detach() + self._counter.macs
 
-    def _after_linear(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._fixed += multiply_adds(module, output)
-
-    def _after_convolution(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        count = multiply_adds(module, output)
-        ratio = self._ratio_of(inputs[0])
-        if ratio is None:
-            self._fixed += count
-        else:
-            self._scaled.append((count, ratio.prod()))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at each convolution."""
+        before = self._counter.total
+        output = func(*args, **(kwargs or {}))
+        if func in _CONVOLUTIONS:
+            ratio = self._ratio_of(args[0])
+            if ratio is not None:
+                self._scaled.append((self._counter.total - before, ratio.prod()))
+        return output
 
     def _after_diffstride(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, DiffStride)  # noqa: S101

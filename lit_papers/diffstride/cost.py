@@ -1,32 +1,52 @@
 """What a forward pass costs, counted while it runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 from torch.utils.hooks import RemovableHandle
 
-_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
+from lit_papers.diffstride.resampling import Resampling
+
+_TWICE = 2  # `torch.utils.flop_counter` counts a multiplication and an addition as two
+
+
+@dataclass
+class _Call:
+    """A module that is running: the count when it began, and what the modules inside it took of it."""
+
+    name: str
+    begin: int
+    inside: int
+    samples: int
 
 
 class CostCounter:
     """Counts multiply-adds and map sizes of the forward passes inside a ``with`` block.
 
-    Convolutions (`Conv1d`, `Conv2d`) and `Linear` layers are counted, at each call; everything else, the resampling
-    itself included, is not. Of a compiled module the original is watched, which costs a recompilation.
+    `torch.utils.flop_counter` counts what reaches the tensor library: convolutions, transposed ones, matrix products,
+    attention, whoever calls them; elementwise work, norms, FFTs and recurrent kernels are free. Here it is divided by
+    the samples, scoped by module, and the resampling layers' own products stand apart. A sample is a row of the input
+    of the outermost module that is called, so clips that a network folds into the batch are paid for. A compiled
+    module runs its own Python code while it is counted.
 
     Args:
         module: to watch, with everything inside it.
 
     Attributes:
-        macs: multiply-adds for each sample, summed over all calls.
+        macs: multiply-adds for each sample, summed over all calls, without the resampling.
+        resampling_macs: likewise of the products inside DiffStride and spectral pooling layers, with each sample's
+            part in making the operator of learned strides, which is made once a batch.
+        layers: multiply-adds for each sample by qualified name of the innermost module that ran them.
         map_sizes: output size ``(h, w)`` or ``(length,)`` of each DiffStride and spectral pooling layer, by qualified
             name, of its last call.
         input_sizes: likewise of their inputs.
 
-    >>> import torch
     >>> with CostCounter(nn.Linear(3, 5)) as cost:
     ...     _ = cost.module(torch.zeros(7, 3))
     >>> cost.macs
@@ -35,31 +55,89 @@ class CostCounter:
 
     def __init__(self, module: nn.Module) -> None:
         self.module: nn.Module = getattr(module, "_orig_mod", module)
-        self.macs = 0
+        self.layers: dict[str, int] = {}
         self.map_sizes: dict[str, tuple[int, ...]] = {}
         self.input_sizes: dict[str, tuple[int, ...]] = {}
+        self._resampling: set[str] = set()
         self._handles: list[RemovableHandle] = []
+        self._calls: list[_Call] = []
+        self._flops = FlopCounterMode(display=False)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for each sample of the network itself."""
+        return sum(count for name, count in self.layers.items() if name not in self._resampling)
+
+    @property
+    def resampling_macs(self) -> int:
+        """Multiply-adds for each sample of the resampling layers."""
+        return sum(count for name, count in self.layers.items() if name in self._resampling)
+
+    @property
+    def total(self) -> float:
+        """Multiply-adds for each sample up to now, the call that is running included; unrounded."""
+        finished = sum(self.layers.values())
+        if not self._calls:
+            return finished
+        pending = self._flops.get_total_flops() - self._calls[0].begin
+        return finished + pending / _TWICE / self._calls[0].samples
+
+    def table(self) -> str:
+        """A Markdown table of the layers that cost something, with their share of the whole, in the order of running.
+
+        >>> with CostCounter(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))) as cost:
+        ...     _ = cost.module(torch.zeros(7, 3))
+        >>> print(cost.table())
+        | layer | multiply-adds of a sample | share |
+        |---|---|---|
+        | 0 | 15 | 60.0 % |
+        | 2 | 10 | 40.0 % |
+        """
+        whole = max(self.macs + self.resampling_macs, 1)
+        rows = [
+            f"| {name or '(the network itself)'} | {count} | {100 * count / whole:.1f} % |"
+            for name, count in self.layers.items()
+            if count
+        ]
+        return "\n".join(["| layer | multiply-adds of a sample | share |", "|---|---|---|", *rows])
 
     def __enter__(self) -> "CostCounter":
-        # layers.py shows this class beside its layers, so it cannot be imported above
-        from lit_papers.diffstride.layers import DiffStride, FixedStride, SpectralPool
-
         for path, child in self.module.named_modules():
             name = path.replace("_orig_mod.", "")
-            if isinstance(child, _COUNTED):
-                self._handles.append(child.register_forward_hook(self._count))
-            elif isinstance(child, (DiffStride, FixedStride, SpectralPool)):
+            if isinstance(child, Resampling):
+                self._resampling.add(name)
                 self._handles.append(child.register_forward_hook(self._measure(name, child.axes)))
+            # the caller's own hooks belong to the layer: ours are the first and the last
+            self._handles.append(child.register_forward_pre_hook(self._begin(name), prepend=True, with_kwargs=True))
+            self._handles.append(child.register_forward_hook(self._end, always_call=True))
+        self._flops.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._handles:
+            self._flops.__exit__(kind, error, trace)
         while self._handles:
             self._handles.pop().remove()
+        self._calls.clear()
 
-    def _count(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self.macs += multiply_adds(module, output)
+    def _begin(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            samples = self._calls[0].samples if self._calls else _samples(module, (*inputs, *options.values()))
+            self._calls.append(_Call(name, self._flops.get_total_flops(), 0, samples))
+
+        return hook
+
+    def _end(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not self._calls:
+            return  # it began before we watched
+        call = self._calls.pop()
+        flops = self._flops.get_total_flops() - call.begin
+        if self._calls:
+            self._calls[-1].inside += flops
+        own = round((flops - call.inside) / _TWICE / call.samples)
+        self.layers[call.name] = self.layers.get(call.name, 0) + own
 
     def _measure(self, name: str, axes: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -69,20 +147,45 @@ class CostCounter:
         return hook
 
 
-def multiply_adds(module: nn.Module, output: Tensor) -> int:
-    """Multiply-adds for each sample of a convolution or linear layer, from its output.
+def _samples(module: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """Rows of the first tensor that a module gets; one for a layer that is called without a batch."""
+    for tensor in _tensors(inputs):
+        axes = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(module))
+        unbatched = tensor.ndim == 0 or (axes is not None and tensor.ndim == axes + 1)
+        return 1 if unbatched else max(len(tensor), 1)
+    return 1
 
-    Args:
-        module: a `Conv1d`, `Conv2d` or `Linear`.
-        output: of one call, with or without a batch axis.
 
-    Returns:
-        A count >= 0.
-    """
-    if isinstance(module, nn.Linear):
-        rows = math.prod(output.shape[1:-1]) if output.ndim > 1 else 1
-        return rows * module.in_features * module.out_features
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d))  # noqa: S101
-    axes = len(module.kernel_size)
-    positions = math.prod(output.shape[-axes:])
-    return positions * module.out_channels * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+def _tensors(inputs: Any) -> Iterator[Tensor]:
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, (tuple, list)):
+        for each in inputs:
+            yield from _tensors(each)
+    elif isinstance(inputs, dict):
+        yield from _tensors(list(inputs.values()))
+
+
+def _scaled_dot_product(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    *batch, rows, width = query
+    flops: int = _TWICE * math.prod(batch) * rows * key[-2] * (width + value[-1])
+    return flops
+
+
+def _attention_layer(
+    query: Any, key: Any, value: Any, width: int, heads: int, *rest: Any, out_shape: Any = None, **options: Any
+) -> int:
+    batch, rows, columns = query[0], query[1], key[1]
+    projections = width * width * (2 * rows + 2 * columns)  # of query and output; of key and value
+    flops: int = _TWICE * batch * (projections + 2 * rows * columns * width)
+    return flops
+
+
+# The fused attention kernels of CPUs and of inference are not in torch's table, so that attention would cost nothing.
+for _name, _formula in (
+    ("_scaled_dot_product_flash_attention_for_cpu", _scaled_dot_product),
+    ("_native_multi_head_attention", _attention_layer),
+):
+    _kernel = getattr(torch.ops.aten, _name, None)  # a torch without it does not run it
+    if _kernel is not None and _kernel not in flop_registry:
+        register_flop_formula(_kernel)(_formula)

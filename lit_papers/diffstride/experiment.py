@@ -1,4 +1,7 @@
-"""Accuracy against cost over a grid of initial strides: ``python -m lit_papers.diffstride.experiment``."""
+"""Accuracy against cost over a grid of initial strides: ``python -m lit_papers.diffstride.experiment``.
+
+DiffStride is compared at equal map sizes, and so at equal cost, with spectral pooling of the strides that are given.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from lit_papers.diffstride.matching import MATCHES
 from lit_papers.diffstride.pooling import Pooling
 from lit_papers.plotting import STYLES, new_figure
 
@@ -37,6 +41,8 @@ class Cell:
         strides: initial strides, as in the configuration: ``"1,1,2,2"``.
         weight: of the complexity penalty.
         seed: of everything.
+        match: what DiffStride begins with: the map ``"sizes"`` of spectral pooling at these strides, its ``"macs"``, or
+            the ``"strides"`` themselves; empty for baselines.
         overrides: further options of ``fit``, as typed.
     """
 
@@ -45,17 +51,18 @@ class Cell:
     strides: str
     weight: float
     seed: int
+    match: str = "sizes"
     overrides: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
         """The command line of the run."""
-        callbacks = [] if self.pooling == "diffstride" else ["--trainer.callbacks=null"]
+        own = [f"--model.match={self.match}"] if self.pooling == "diffstride" else ["--trainer.callbacks=null"]
         return [
             "fit", "--config", self.config, f"--seed_everything={self.seed}", f"--model.model.pooling={self.pooling}",
             f"--model.model.strides=[{self.strides}]", f"--model.complexity_weight={self.weight}",
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-            "--trainer.enable_checkpointing=false", *callbacks, *self.overrides,
+            "--trainer.enable_checkpointing=false", *own, *self.overrides,
         ]  # fmt: skip
 
 
@@ -89,6 +96,7 @@ def grid(
     weights: Sequence[float],
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
+    match: str = "sizes",
 ) -> list[Cell]:
     """All combinations; the penalty is for DiffStride alone, as baselines have nothing that it could change.
 
@@ -96,7 +104,7 @@ def grid(
     6
     """
     return [
-        Cell(config, pooling, stride, weight, seed, tuple(overrides))
+        Cell(config, pooling, stride, weight, seed, match if pooling == "diffstride" else "", tuple(overrides))
         for seed, stride, pooling, weight in itertools.product(seeds, strides, poolings, weights)
         if pooling == "diffstride" or weight == weights[0]
     ]
@@ -116,7 +124,8 @@ def run_cell(cell: Cell, folder: Path) -> Outcome:
     from lit_papers.catalog import find_config
     from lit_papers.lightning_cli import PapersCLI
 
-    log = folder / "logs" / f"{cell.pooling}_{cell.strides}_{cell.weight:g}_{cell.seed}.log"
+    matched = f"_{cell.match}" if cell.match else ""
+    log = folder / "logs" / f"{cell.pooling}{matched}_{cell.strides}_{cell.weight:g}_{cell.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     for name in ("lightning.pytorch", "lightning.fabric"):  # their handlers would write into the progress bar
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -146,7 +155,7 @@ def _costs(cli: Any) -> tuple[float, float]:
         cli.model(inputs[:1])
     after = counter.macs / 1e9
     histories = [callback.history for callback in cli.trainer.callbacks if hasattr(callback, "history")]
-    return (histories[0][0]["diffstride/gmacs"] if histories else after), after
+    return (histories[0][0]["gmacs"] if histories else after), after
 
 
 def run(cells: Sequence[Cell], folder: Path, jobs: int) -> list[Outcome]:
@@ -201,7 +210,7 @@ def load(file: Path) -> Iterator[Outcome]:
 
 
 def groups(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, float], list[Outcome]]:
-    """Outcomes that differ in the seed alone, by strides, pooling and weight."""
+    """Outcomes that differ in the seed alone, by strides, pooling (and what was matched) and weight."""
     found: dict[tuple[str, str, float], list[Outcome]] = {}
     for outcome in outcomes:
         cell = outcome.cell
@@ -267,13 +276,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--strides", nargs="+", default=["1,1,2,2", "1,1,3,2", "1,1,1,3"], metavar="S,S,...")
     parser.add_argument("--weights", nargs="+", type=float, default=[0.0], help="of the complexity penalty")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--match", choices=MATCHES, default="sizes",
+        help="DiffStride at equal map sizes (sizes) or equal cost in multiply-adds (macs) with spectral pooling of the "
+        "strides given, or at these strides themselves, where it costs several times as much (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/diffstride/experiment"), help="folder of the results")
     parser.add_argument("overrides", nargs="*", help="further options of `fit`, after a lone --")
     chosen = parser.parse_args(arguments)
     if chosen.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {chosen.jobs}")
-    cells = grid(chosen.config, chosen.pooling, chosen.strides, chosen.weights, chosen.seeds, chosen.overrides)
+    cells = grid(
+        chosen.config, chosen.pooling, chosen.strides, chosen.weights, chosen.seeds, chosen.overrides,
+        chosen.match,
+    )  # fmt: skip
     outcomes = run(cells, chosen.out, chosen.jobs)
     Console().print(table(outcomes), soft_wrap=True, highlight=False, markup=False)
     figure = chosen.out / "accuracy_against_cost.png"

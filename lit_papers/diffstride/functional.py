@@ -62,7 +62,7 @@ def output_size(
     """Size of a cropped map: about n/S + 2R along each axis, and never more than n.
 
     Args:
-        size: of the input, 1 or 2 axes, each >= 1.
+        size: of the input, 1 to 3 axes, each >= 1.
         strides: one for each axis; those below `minimum_stride` act as it.
         smoothness: R, >= 1e-3.
         variant: ``"symmetric"`` or ``"official"``.
@@ -77,11 +77,11 @@ def output_size(
     >>> output_size((32, 56), (2.0, 2.0))
     (24, 36)
     """
-    check_variant(variant)
+    check_variant(variant, len(size))
     check_smoothness(smoothness)
-    if len(size) not in (1, 2) or len(strides) != len(size):
+    if len(size) not in (1, 2, 3) or len(strides) != len(size):
         raise ValueError(
-            f"`size` and `strides` must have the same length, 1 or 2, got {len(size)} and {len(strides)} numbers"
+            f"`size` and `strides` must have the same length, 1 to 3, got {len(size)} and {len(strides)} numbers"
         )
     if min(size) < 1:
         raise ValueError(f"`size` must be at least 1 along each axis, got {tuple(size)}")
@@ -112,13 +112,15 @@ def diffstride(
     Along each axis: to the frequency domain, times `span_mask` with :math:`w = n/2S + 1`, cut where it is zero, back.
 
     Args:
-        input: floating, ``(..., H, W)`` or ``(..., L)``; the last ``len(strides)`` axes are resampled.
-        strides: ``(1,)`` or ``(2,)``. Below `minimum_stride` one acts as at it, with the gradient passed
+        input: floating, ``(..., L)``, ``(..., H, W)`` or ``(..., D, H, W)``; the last ``len(strides)`` axes are
+            resampled.
+        strides: ``(1,)``, ``(2,)`` or ``(3,)``. Below `minimum_stride` one acts as at it, with the gradient passed
             straight through.
         smoothness: R, >= 1e-3, in bins.
         crop: False masks only, and keeps the size.
         variant: ``"symmetric"`` keeps phase and mean; ``"official"`` reproduces the authors' TensorFlow layer, whose
-            vertical mask is off by one bin and whose gain at frequency zero is (size in)/(size out).
+            vertical mask is off by one bin and whose gain at frequency zero is (size in)/(size out); it has no third
+            axis.
 
     Returns:
         ``(..., *output_size(...))``, in the dtype of ``input``.
@@ -166,24 +168,111 @@ def resample(input: Tensor, strides: Tensor, sizes: tuple[int, ...], smoothness:
     Raises:
         ValueError: the official variant would have no column left.
     """
-    if sizes[-1] == 0:
-        raise ValueError(
-            f"variant='official' needs at least 2 points along the last axis, got an input of size {input.shape[-1]}"
-        )
+    check_official_width(input, sizes)
     if input.numel() == 0:  # the FFT of the CPU refuses empty batches
         return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * (input.sum() + strides.sum()).to(input.dtype)
     with torch.autocast(input.device.type, enabled=False):
         # half precision has no FFT everywhere, and would put strides off by a bin
         values = input.to(torch.promote_types(input.dtype, torch.float32))
-        masks = []
-        for axis, (n, n_out) in enumerate(zip(input.shape[-len(sizes) :], sizes, strict=True)):
-            vertical = variant == "official" and len(sizes) == 2 and axis == 0
-            bins = (n_out + 1) // 2 + 1 if vertical else n_out // 2 + 1
-            position = torch.arange(bins, dtype=strides.dtype, device=strides.device)
-            half_width = _span(n, strides[axis], smoothness) / 2 + (0 if vertical else 1)
-            masks.append(span_mask(position, half_width, smoothness).to(values.dtype))
+        masks = [
+            axis_mask(n, n_out, strides[axis], smoothness, vertical=_is_vertical(axis, sizes, variant)).to(values.dtype)
+            for axis, (n, n_out) in enumerate(zip(input.shape[-len(sizes) :], sizes, strict=True))
+        ]
+        if variant == "official":
+            return operators.official(values, masks, sizes).to(input.dtype)
+        responses = [
+            operators.fold(mask, n, n_out) if n <= operators.LARGEST_PRODUCT else mask
+            for mask, n, n_out in zip(masks, input.shape[-len(sizes) :], sizes, strict=True)
+        ]
+        return operators.symmetric(values, responses, sizes).to(input.dtype)
+
+
+def resample_fixed(
+    input: Tensor, strides: Sequence[float] | None, sizes: tuple[int, ...], smoothness: float, variant: str
+) -> Tensor:
+    """`resample` at constant strides: the operator of each axis is made once for all calls.
+
+    Args:
+        input: as for `diffstride`.
+        strides: one number an axis; None for spectral pooling, which has no mask.
+        sizes: of the output.
+        smoothness: R; not used without strides.
+        variant: ``"symmetric"`` or ``"official"``; the latter needs strides.
+
+    Returns:
+        ``(..., *sizes)``, in the dtype of ``input``.
+
+    Raises:
+        ValueError: the official variant would have no column left.
+    """
+    check_official_width(input, sizes)
+    if input.numel() == 0:
+        return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * input.sum()
+    with torch.autocast(input.device.type, enabled=False):
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        each: Sequence[float | None] = [None] * len(sizes) if strides is None else strides
+        kind, symmetric = (values.dtype, values.device), variant == "symmetric"
+        responses = [
+            _constant_response(n, n_out, each[axis], smoothness, symmetric, _is_vertical(axis, sizes, variant), *kind)
+            for axis, (n, n_out) in enumerate(zip(input.shape[-len(sizes) :], sizes, strict=True))
+        ]
         operator = operators.symmetric if variant == "symmetric" else operators.official
-        return operator(values, masks, sizes).to(input.dtype)
+        return operator(values, responses, sizes).to(input.dtype)
+
+
+def _is_vertical(axis: int, sizes: tuple[int, ...], variant: str) -> bool:
+    return variant == "official" and len(sizes) == 2 and axis == 0
+
+
+def axis_mask(size: int, n_out: int, stride: Tensor, smoothness: float, *, vertical: bool = False) -> Tensor:
+    """The mask of one axis at the frequencies that are kept, in the precision of ``stride``.
+
+    Args:
+        size: n.
+        n_out: of the output.
+        stride: S, a scalar; below `minimum_stride` it acts as at it.
+        smoothness: R.
+        vertical: whether it is the official layer's first of two axes, whose mask begins one bin earlier.
+
+    Returns:
+        ``(n_out // 2 + 1,)``; vertically ``((n_out + 1) // 2 + 1,)``.
+    """
+    position = torch.arange((n_out + 1) // 2 + 1 if vertical else n_out // 2 + 1, device=stride.device)
+    half_width = _span(size, stride, smoothness) / 2 + (0 if vertical else 1)
+    return span_mask(position.to(stride.dtype), half_width, smoothness)
+
+
+_responses: dict[tuple[object, ...], Tensor] = {}
+
+
+# a compiled graph holds it as a constant
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_response(
+    size: int,
+    n_out: int,
+    stride: float | None,
+    smoothness: float,
+    folded: bool,
+    vertical: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """What `operators` needs of one axis: a folded matrix, or a mask for an FFT."""
+    key = (size, n_out, stride, smoothness, folded, vertical, dtype, device)
+    if key in _responses and not torch.compiler.is_compiling():  # graphs are traced with fake tensors
+        return _responses[key]
+    with torch.inference_mode(False), torch.no_grad():
+        if stride is None:
+            mask = torch.ones(n_out // 2 + 1, dtype=dtype, device=device)
+        else:
+            value = torch.tensor(stride, dtype=torch.float32, device=device)  # as a learned one is kept
+            mask = axis_mask(size, n_out, value, smoothness, vertical=vertical).to(dtype)
+        response = operators.fold(mask, size, n_out) if folded and size <= operators.LARGEST_PRODUCT else mask
+    if not torch.compiler.is_compiling():
+        if len(_responses) >= 256:  # models that come and go
+            _responses.clear()
+        _responses[key] = response
+    return response
 
 
 def _span(size: int, stride: Tensor, smoothness: float) -> Tensor:
@@ -197,8 +286,9 @@ def spectral_pool(input: Tensor, output_size: Sequence[int], *, variant: Variant
     """Keep the lowest frequencies (Rippel, Snoek & Adams, NeurIPS 2015): DiffStride without mask, to a given size.
 
     Args:
-        input: floating, ``(..., H, W)`` or ``(..., L)``; the last ``len(output_size)`` axes are resampled.
-        output_size: 1 or 2 numbers, each from 1 to the input's size.
+        input: floating, ``(..., L)``, ``(..., H, W)`` or ``(..., D, H, W)``; the last ``len(output_size)`` axes are
+            resampled.
+        output_size: 1 to 3 numbers, each from 1 to the input's size.
         variant: ``"symmetric"`` keeps phase and mean; ``"official"`` multiplies a constant by (size in)/(size out).
 
     Returns:
@@ -212,22 +302,18 @@ def spectral_pool(input: Tensor, output_size: Sequence[int], *, variant: Variant
     tensor([[[3., 3.],
              [3., 3.]]])
     """
-    check_variant(variant)
+    check_variant(variant, len(output_size))
     check_input(input, len(output_size))
     sizes = tuple(output_size)
     size = tuple(input.shape[-len(sizes) :])
     if any(not 1 <= n_out <= n for n, n_out in zip(size, sizes, strict=True)):
         raise ValueError(f"`output_size` must lie between 1 and the input's {size} along each axis, got {sizes}")
-    if sizes == size and variant == "symmetric":
-        return input
+    if variant == "symmetric":
+        return input if sizes == size else resample_fixed(input, None, sizes, 1.0, variant)
     if input.numel() == 0:
         return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * input.sum()
     with torch.autocast(input.device.type, enabled=False):
-        values = input.to(torch.promote_types(input.dtype, torch.float32))
-        if variant == "symmetric":
-            masks = [values.new_ones(n_out // 2 + 1) for n_out in sizes]
-            return operators.symmetric(values, masks, sizes).to(input.dtype)
-        return _official_spectral_pool(values, sizes).to(input.dtype)
+        return _official_spectral_pool(input.to(torch.promote_types(input.dtype, torch.float32)), sizes).to(input.dtype)
 
 
 def _official_spectral_pool(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -247,7 +333,8 @@ def complexity_penalty(strides: Iterable[Tensor]) -> Tensor:
     .. math:: J = \sum_{l=1}^{L} \prod_{i=1}^{l} \frac{1}{S_h^i S_w^i}
 
     Args:
-        strides: of each layer in forward order, ``(2,)``; one number, ``(1,)``, is shared by height and width.
+        strides: of each layer in forward order, one number an axis; a single one, ``(1,)``, is shared by height and
+            width, so a sequence's stride S is given as ``(S, 1)``.
 
     Returns:
         Scalar, > 0 for positive strides; it counts neither the margin 2R of each map nor channels.
@@ -258,20 +345,34 @@ def complexity_penalty(strides: Iterable[Tensor]) -> Tensor:
     >>> complexity_penalty([torch.tensor([2.0, 2.0])] * 3)
     tensor(0.3281)
     """
-    areas = [each.prod() if each.numel() == 2 else each.prod() ** 2 for each in strides]
+    areas = [each.prod() if each.numel() > 1 else each.prod() ** 2 for each in strides]
     if not areas:
         raise ValueError("`strides` is empty: the penalty needs at least one layer")
     return torch.stack(areas).reciprocal().cumprod(0).sum()
 
 
-def check_variant(variant: str) -> None:
-    """Refuse an unknown variant.
+def check_variant(variant: str, axes: int) -> None:
+    """Refuse an unknown variant, and the official one where its authors had none.
 
     Raises:
         ValueError: it is one.
     """
     if variant not in get_args(Variant):
         raise ValueError(f"`variant` must be 'symmetric' or 'official', got {variant!r}")
+    if variant == "official" and axes == 3:
+        raise ValueError("`variant`='official' has no third axis: use 'symmetric'")
+
+
+def check_official_width(input: Tensor, sizes: tuple[int, ...]) -> None:
+    """Refuse a map of one column where the official variant would leave none.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if sizes[-1] == 0:
+        raise ValueError(
+            f"variant='official' needs at least 2 points along the last axis, got an input of size {input.shape[-1]}"
+        )
 
 
 def check_smoothness(smoothness: float) -> None:
@@ -290,12 +391,12 @@ def check_input(input: Tensor, axes: int) -> None:
 
     Raises:
         TypeError: ``input`` is not real and floating.
-        ValueError: ``axes`` is neither 1 nor 2, or ``input`` has fewer, or an empty one of them.
+        ValueError: ``axes`` is not 1, 2 or 3, or ``input`` has fewer, or an empty one of them.
     """
     if not input.is_floating_point():
         raise TypeError(f"the input must be floating, got {input.dtype}")
-    if axes not in (1, 2):
-        raise ValueError(f"one or two axes can be resampled, but {axes} strides or sizes were given")
+    if axes not in (1, 2, 3):
+        raise ValueError(f"one to three axes can be resampled, but {axes} strides or sizes were given")
     if input.ndim < axes:
         raise ValueError(f"the input must have rank {axes} at least, got rank {input.ndim}")
     if 0 in input.shape[-axes:]:

@@ -11,21 +11,23 @@ from torch import Tensor, nn
 from lit_papers.diffstride.cost import CostCounter
 from lit_papers.diffstride.functional import (
     Variant,
-    check_input,
     check_smoothness,
     check_variant,
     minimum_stride,
     output_size,
     resample,
+    resample_fixed,
     spectral_pool,
     uncropped_size,
 )
+from lit_papers.diffstride.resampling import Resampling
 
 __all__ = [
     "CostCounter",
     "DiffStride",
     "DiffStride1d",
     "DiffStride2d",
+    "DiffStride3d",
     "FixedStride",
     "SpectralPool",
     "SpectralPool1d",
@@ -34,8 +36,8 @@ __all__ = [
 ]
 
 
-class DiffStride(nn.Module):
-    """What `DiffStride1d` and `DiffStride2d` share; ``isinstance`` tells learnable strides by it.
+class DiffStride(Resampling):
+    """What `DiffStride1d`, `DiffStride2d` and `DiffStride3d` share; ``isinstance`` tells learnable strides by it.
 
     Args:
         stride: initial stride of each axis.
@@ -46,6 +48,8 @@ class DiffStride(nn.Module):
 
     Attributes:
         strides: the parameter, one number an axis, or a single one if shared.
+        known_strides: their values when they were last read; on the meta device, where there is nothing to read, the
+            size of a map follows these.
     """
 
     strides: nn.Parameter
@@ -53,19 +57,21 @@ class DiffStride(nn.Module):
     def __init__(
         self, stride: Sequence[float], smoothness: float, *, crop: bool, shared_stride: bool, variant: Variant
     ) -> None:
-        super().__init__()
+        super().__init__(len(stride))
         check_stride(stride)
         check_smoothness(smoothness)
-        check_variant(variant)
+        check_variant(variant, len(stride))
         if shared_stride and len(set(stride)) > 1:
             raise ValueError(f"shared_stride=True needs equal strides, got `stride`={tuple(stride)}")
-        self.axes = len(stride)
         self.smoothness = smoothness
         self.crop = crop
         self.shared_stride = shared_stride
         self.variant: Variant = variant
         self.strides = nn.Parameter(torch.tensor(stride[:1] if shared_stride else stride, dtype=torch.float32))
-        # output size by input size, of the latest eager look at `strides`: a compiled graph cannot look itself
+        self.known_strides = (
+            self.strides.detach().tolist() if not self.strides.is_meta else list(stride[: len(self.strides)])
+        )
+        # output size by input size, of the latest eager look at `strides`: a single graph cannot look itself
         self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._last_size: tuple[int, ...] | None = None  # of the input, in training
         self._warned = False
@@ -73,27 +79,40 @@ class DiffStride(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Resample the last axes; changes no parameter and no buffer.
 
-        A compiled graph has the output size built in. It is that of the latest eager forward or `project_`, so after
-        one of them at this input size ``torch.compile(fullgraph=True)`` works; without, there is one graph break.
+        The output size follows the strides whatever changed them: an optimizer, a checkpoint, an average. It is read
+        from them in each forward, outside of any graph, so ``torch.compile`` breaks the graph at each layer, and
+        compiles once more for each new size. Under ``fullgraph=True`` (and in `torch.export`) the size is built into
+        the graph: that of the latest eager forward at this input size, `project_` or ``load_state_dict``; the graph
+        raises if the strides were moved without one of them. `freeze` needs neither breaks nor recompilation.
+
+        On the meta device there are no strides to read: sizes are those of ``known_strides``.
 
         Args:
-            input: floating, ``(N, C, H, W)`` or ``(C, H, W)``; in one dimension ``(N, C, L)`` or ``(C, L)``.
+            input: floating, ``(N, C, *size)`` or ``(C, *size)`` with as many axes as there are strides.
 
         Returns:
-            The same leading axes, then `output_size` of the last ones; the dtype of ``input``, also under autocast.
+            The same leading axes, then `output_size` of the last ones; the dtype of ``input``, also under autocast,
+            and its memory format.
 
         Raises:
             TypeError: ``input`` is not real and floating.
             ValueError: its rank is another.
-            RuntimeError: ``strides`` is NaN or infinite.
+            RuntimeError: ``strides`` is NaN or infinite; or a graph is older than the strides.
         """
-        check_rank(input, self.axes)
-        size = tuple(int(n) for n in input.shape[-self.axes :])
-        if not torch.compiler.is_compiling() or size not in self._sizes:
+        size = self.map_size(input)
+        strides = self._each_stride(size)
+        if torch.compiler.is_exporting() and size in self._sizes:
+            sizes = self._sizes[size]
+        elif torch.compiler.is_compiling() and size in self._sizes and _in_one_graph():
+            sizes = self._sizes[size]
+            if self.crop:
+                strides = _at_sizes(strides, list(size), list(sizes), self.smoothness, self.variant)
+        else:
             self._look(size)
+            sizes = self._sizes[size]
         if self.training:
             self._last_size = size
-        return resample(input, self._each_stride(size), self._sizes[size], self.smoothness, self.variant)
+        return resample(input, strides, sizes, self.smoothness, self.variant)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size that `forward` gives to a map, at the present strides.
@@ -107,8 +126,7 @@ class DiffStride(nn.Module):
         Raises:
             RuntimeError: ``strides`` is NaN or infinite.
         """
-        values = self.strides.detach().tolist()  # one synchronisation with the device
-        values *= self.axes // len(values)
+        values = self._values()
         if self.shared_stride:
             values = [max(values[0], self._bound(size))] * self.axes
         cropped = output_size(size, values, self.smoothness, self.variant)
@@ -118,8 +136,9 @@ class DiffStride(nn.Module):
     def project_(self) -> None:
         """Raise ``strides`` to the bound of the last map seen in training, in place; call it after the optimizer.
 
-        Below the bound a stride has no effect, but would have to come all the way back to have one. A compiled model
-        also learns here which sizes the new strides give. Nothing happens before the first training-mode forward.
+        Below the bound a stride has no effect, but would have to come all the way back to have one. A graph compiled
+        as a whole also learns here which sizes the new strides give. Before the first training-mode
+        forward nothing happens.
         """
         if self._last_size is None:
             return
@@ -142,9 +161,8 @@ class DiffStride(nn.Module):
         >>> graph(torch.randn(1, 3, 32, 32)).shape
         torch.Size([1, 3, 22, 22])
         """
-        strides = [float(stride) for stride in self.strides.detach().tolist()]
         return FixedStride(
-            strides * (self.axes // len(strides)),
+            self._values(),
             self.smoothness,
             crop=self.crop,
             shared_stride=self.shared_stride,
@@ -157,14 +175,19 @@ class DiffStride(nn.Module):
     def _look(self, size: tuple[int, ...]) -> None:
         self._sizes[size] = self.output_size(size)
         if self.training and not self._warned and self.strides.requires_grad:
-            values = self.strides.detach().tolist()
-            values *= self.axes // len(values)
+            values = self._values()
             if all(n / stride < 2 for n, stride in zip(size, values, strict=True)) and max(values) > 1:
                 self._warned = True
                 rank_zero_warn(
                     f"stride saturated: {[round(value, 2) for value in values]} on a map of size {size} leaves fewer "
                     "than two points, and has no gradient: start from smaller strides"
                 )
+
+    def _values(self) -> list[float]:
+        """The strides as numbers, one an axis."""
+        if not self.strides.is_meta:
+            self.known_strides = self.strides.detach().tolist()  # one synchronisation with the device
+        return self.known_strides * (self.axes // len(self.known_strides))
 
     def _bound(self, size: Sequence[int]) -> float:
         return max(minimum_stride(n, self.smoothness) for n in size)
@@ -178,16 +201,58 @@ class DiffStride(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Follow the module to a device, but stay in float32 where it is halved: bfloat16 strides are off by a bin."""
         before = self.strides.detach()
+        if not before.is_meta:
+            self.known_strides = before.tolist()  # a move to the meta device forgets them
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.strides.dtype in (torch.float16, torch.bfloat16):
             self.strides.data = before.to(self.strides.device, torch.float32)
             self.strides.grad = None if self.strides.grad is None else self.strides.grad.float()
         return self
 
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        """Sizes that graphs have built in are those of the strides before: look again."""
+        super()._load_from_state_dict(*arguments, **options)  # type: ignore[no-untyped-call]
+        known, self._sizes = list(self._sizes), {}
+        if not self.strides.is_meta and self.strides.isfinite().all():
+            for size in known:
+                self._look(size)
+
     def extra_repr(self) -> str:
         """The strides as they are now."""
-        strides = ", ".join(f"{stride:.3g}" for stride in self.strides.detach().tolist())
+        strides = ", ".join(f"{stride:.3g}" for stride in self._values())
         return f"strides=({strides}), smoothness={self.smoothness}, crop={self.crop}, variant={self.variant!r}"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _in_one_graph() -> bool:
+    """Whether the graph that is being traced must not break."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator  # heavy, and loaded by then
+
+    try:
+        return bool(InstructionTranslator.current_tx().one_graph)
+    except AttributeError:  # another torch, or no graph: to look at the strides is always right
+        return False
+
+
+@torch.library.custom_op("lit_papers::at_sizes", mutates_args=())
+def _at_sizes(strides: Tensor, size: Sequence[int], sizes: Sequence[int], smoothness: float, variant: str) -> Tensor:
+    """A copy of the strides, if they still give the size that is built into the graph around this."""
+    found = output_size(size, strides.tolist(), smoothness, variant)
+    if found != tuple(sizes):
+        raise RuntimeError(
+            f"a graph was compiled as a whole for maps of {tuple(sizes)} behind a DiffStride layer, but its strides "
+            f"now give {found}: call `project_` (or forward eagerly once) after changing them, compile without "
+            "`fullgraph=True`, or `freeze` them"
+        )
+    return strides.clone()
+
+
+@_at_sizes.register_fake
+def _(strides: Tensor, size: Sequence[int], sizes: Sequence[int], smoothness: float, variant: str) -> Tensor:
+    return torch.empty_like(strides)
+
+
+_at_sizes.register_autograd(lambda context, gradient: (gradient, None, None, None, None))
 
 
 class DiffStride2d(DiffStride):
@@ -221,7 +286,7 @@ class DiffStride2d(DiffStride):
         shared_stride: bool = False,
         variant: Variant = "symmetric",
     ) -> None:
-        super().__init__(pair(stride), smoothness, crop=crop, shared_stride=shared_stride, variant=variant)
+        super().__init__(per_axis(stride, 2), smoothness, crop=crop, shared_stride=shared_stride, variant=variant)
 
 
 class DiffStride1d(DiffStride):
@@ -246,7 +311,34 @@ class DiffStride1d(DiffStride):
         super().__init__([stride], smoothness, crop=crop, shared_stride=False, variant=variant)
 
 
-class FixedStride(nn.Module):
+class DiffStride3d(DiffStride):
+    """`DiffStride2d` for volumes and clips ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+
+    Args:
+        stride: initial stride, >= 1, one number or ``(depth, height, width)``.
+        smoothness: R, >= 1e-3, width of the mask's ramp in frequency bins.
+        crop: False masks only, and keeps the size.
+        shared_stride: whether all axes share one stride.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> DiffStride3d((1.0, 2.0, 2.0))(torch.randn(2, 3, 4, 32, 32)).shape
+    torch.Size([2, 3, 4, 24, 24])
+    """
+
+    def __init__(
+        self,
+        stride: float | tuple[float, float, float] = 2.0,
+        smoothness: float = 4.0,
+        *,
+        crop: bool = True,
+        shared_stride: bool = False,
+    ) -> None:
+        super().__init__(per_axis(stride, 3), smoothness, crop=crop, shared_stride=shared_stride, variant="symmetric")
+
+
+class FixedStride(Resampling):
     """DiffStride with constant strides: what `DiffStride.freeze` makes, without parameters.
 
     Args:
@@ -260,8 +352,7 @@ class FixedStride(nn.Module):
     def __init__(
         self, stride: Sequence[float], smoothness: float, *, crop: bool, shared_stride: bool, variant: Variant
     ) -> None:
-        super().__init__()
-        self.axes = len(stride)
+        super().__init__(len(stride))
         self.stride = tuple(stride)
         self.smoothness = smoothness
         self.crop = crop
@@ -281,10 +372,9 @@ class FixedStride(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Resample the last axes, as `DiffStride.forward` does."""
-        check_rank(input, self.axes)
-        size = tuple(int(n) for n in input.shape[-self.axes :])
-        strides = torch.tensor(self._each_stride(size), dtype=torch.float32, device=input.device)
-        return resample(input, strides, _sizes_of_fixed(self, size), self.smoothness, self.variant)
+        size = self.map_size(input)
+        sizes = _sizes_of_fixed(self, size)
+        return resample_fixed(input, self._each_stride(size), sizes, self.smoothness, self.variant)
 
     def extra_repr(self) -> str:
         """The constants."""
@@ -297,7 +387,7 @@ def _sizes_of_fixed(layer: FixedStride, size: tuple[int, ...]) -> tuple[int, ...
     return layer.output_size(size)
 
 
-class SpectralPool(nn.Module):
+class SpectralPool(Resampling):
     """What `SpectralPool1d` and `SpectralPool2d` share.
 
     Args:
@@ -306,10 +396,9 @@ class SpectralPool(nn.Module):
     """
 
     def __init__(self, stride: Sequence[float], variant: Variant) -> None:
-        super().__init__()
+        super().__init__(len(stride))
         check_stride(stride)
-        check_variant(variant)
-        self.axes = len(stride)
+        check_variant(variant, len(stride))
         self.stride = tuple(float(each) for each in stride)
         self.variant: Variant = variant
 
@@ -339,8 +428,7 @@ class SpectralPool(nn.Module):
             TypeError: ``input`` is not real and floating.
             ValueError: its rank is another.
         """
-        check_rank(input, self.axes)
-        return spectral_pool(input, self.output_size(input.shape[-self.axes :]), variant=self.variant)
+        return spectral_pool(input, self.output_size(self.map_size(input)), variant=self.variant)
 
     def extra_repr(self) -> str:
         """The strides."""
@@ -362,7 +450,7 @@ class SpectralPool2d(SpectralPool):
     """
 
     def __init__(self, stride: float | tuple[float, float] = 2.0, *, variant: Variant = "symmetric") -> None:
-        super().__init__(pair(stride), variant)
+        super().__init__(per_axis(stride, 2), variant)
 
 
 class SpectralPool1d(SpectralPool):
@@ -399,18 +487,19 @@ def freeze_strides(model: nn.Module) -> nn.Module:
     return model
 
 
-def pair(stride: float | Sequence[float]) -> list[float]:
-    """One stride for height and one for width.
+def per_axis(stride: float | Sequence[float], axes: int) -> list[float]:
+    """One stride for each axis, from one number or as many as there are axes.
 
     Raises:
         ValueError: there is another number of them.
 
-    >>> pair(2), pair((3, 1))
+    >>> per_axis(2, 2), per_axis((3, 1), 2)
     ([2.0, 2.0], [3.0, 1.0])
     """
-    strides = [stride, stride] if isinstance(stride, (int, float)) else list(stride)
-    if len(strides) != 2:
-        raise ValueError(f"`stride` must be one number or a pair (height, width), got {stride!r}")
+    strides = [stride] * axes if isinstance(stride, (int, float)) else list(stride)
+    if len(strides) != axes:
+        names = ("depth, height, width", "height, width", "length")[3 - axes]
+        raise ValueError(f"`stride` must be one number or {axes} ({names}), got {stride!r}")
     return [float(each) for each in strides]
 
 
@@ -422,15 +511,3 @@ def check_stride(stride: Sequence[float]) -> None:
     """
     if any(not 1 <= each < math.inf for each in stride):
         raise ValueError(f"`stride` must be finite and at least 1, got {tuple(stride)}")
-
-
-def check_rank(input: Tensor, axes: int) -> None:
-    """Refuse anything but a map, or a batch of maps.
-
-    Raises:
-        TypeError: it is not real and floating.
-        ValueError: it has another rank.
-    """
-    if input.ndim not in (axes + 1, axes + 2):
-        raise ValueError(f"the input must have rank {axes + 2}, or {axes + 1} without a batch, got rank {input.ndim}")
-    check_input(input, axes)

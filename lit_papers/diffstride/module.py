@@ -14,6 +14,8 @@ from torchmetrics import MeanMetric
 from lit_papers.diffstride.complexity import CostPenalty
 from lit_papers.diffstride.functional import complexity_penalty
 from lit_papers.diffstride.layers import DiffStride
+from lit_papers.diffstride.matching import MATCHES
+from lit_papers.diffstride.matching import match as match_network
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -39,12 +41,17 @@ class StridedClassifier(LightningModule):
     Args:
         model: any module from inputs to logits ``(N, C)``.
         complexity_weight: lambda, >= 0.
-        mixup_alpha: of mixup's Beta distribution; 0 for none, the paper's runs have 0.2; pairs are of one batch.
+        mixup_alpha: of mixup's Beta distribution; 0 for none, the paper's runs have 0.2. Each image has a share of its
+            own, as in the paper's code; pairs are of one batch.
         label_smoothing: in [0, 1), in training alone.
         stride_lr: learning rate of the strides; None for that of the weights, as in the paper.
         optimizer: from parameter groups to an optimizer.
         lr_scheduler: from the optimizer to a schedule; None for a constant rate.
         lr_interval: whether a step of the schedule is an ``"epoch"`` or an optimizer ``"step"``.
+        match: what the learned strides begin with: the ``"strides"`` of the model; or those at which it has the map
+            ``"sizes"``, or the ``"macs"``, of spectral pooling at these strides, for a comparison at equal cost
+            (`lit_papers.diffstride.matching.match`; the smoothness is lowered where maps are small). The trainer needs
+            a data module for it.
         complexity: ``"map_area"``, the paper's J; or ``"macs"``, true multiply-adds for each sample in units of 1e9,
             for which the model must run eagerly.
 
@@ -67,6 +74,7 @@ class StridedClassifier(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         complexity: Literal["map_area", "macs"] = "map_area",
+        match: Literal["strides", "sizes", "macs"] = "strides",
     ) -> None:
         super().__init__()
         for name, value in (("complexity_weight", complexity_weight), ("mixup_alpha", mixup_alpha)):
@@ -80,6 +88,8 @@ class StridedClassifier(LightningModule):
             raise ValueError(f"`complexity` must be 'map_area' or 'macs', got {complexity!r}")
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"`lr_interval` must be 'epoch' or 'step', got {lr_interval!r}")
+        if match not in MATCHES:
+            raise ValueError(f"`match` must be one of {', '.join(MATCHES)}, got {match!r}")
         self.save_hyperparameters(ignore=["model", "optimizer", "lr_scheduler"])
         self.model = model
         self.complexity_weight = complexity_weight
@@ -90,12 +100,33 @@ class StridedClassifier(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.complexity = complexity
+        self.match = match
         self.train_accuracy, self.eval_accuracy = MeanMetric(), MeanMetric()
 
     @property
     def stride_layers(self) -> list[DiffStride]:
         """The layers with learnable strides, in module order, each once."""
         return [layer for layer in self.model.modules() if isinstance(layer, DiffStride)]
+
+    def setup(self, stage: str) -> None:
+        """Match what the strides begin with, once, and before a checkpoint is loaded.
+
+        Raises:
+            ValueError: there is no data module to take a sample from.
+        """
+        if self.match == "strides" or not self.stride_layers:
+            return
+        source = getattr(self.trainer, "datamodule", None)
+        if source is None:
+            raise ValueError(
+                f"match={self.match!r} needs a data module; without one call lit_papers.diffstride.matching.match("
+                f"{self.match!r}, model, example) before training"
+            )
+        loader = {"fit": source.train_dataloader, "validate": source.val_dataloader, "test": source.test_dataloader}
+        with torch.random.fork_rng(devices=[]):  # training must not notice
+            inputs = next(iter(loader.get(stage, source.predict_dataloader)()))[0]
+        match_network(self.match, self.model, inputs[:1].to(self.device))
+        self.match = "strides"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, C)``."""
@@ -106,15 +137,14 @@ class StridedClassifier(LightningModule):
         inputs, targets = batch
         share, partner = self._mix(len(targets))
         if partner is not None:
-            inputs = share * inputs + (1 - share) * inputs[partner]
+            each = share.reshape(-1, *[1] * (inputs.ndim - 1)).to(inputs.dtype)
+            inputs = each * inputs + (1 - each) * inputs[partner]
         in_macs = self.complexity == "macs" and bool(self.stride_layers)
         with CostPenalty(self.model) if in_macs else nullcontext() as cost:
             logits = self(inputs)
-        loss = share * nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = self._entropy(logits, targets, share)
         if partner is not None:
-            loss += (1 - share) * nn.functional.cross_entropy(
-                logits, targets[partner], label_smoothing=self.label_smoothing
-            )
+            loss = loss + self._entropy(logits, targets[partner], 1 - share)
         complexity = self._map_area() if cost is None else cost.macs() / 1e9
         if self.complexity_weight:
             loss = loss + self.complexity_weight * complexity
@@ -124,12 +154,16 @@ class StridedClassifier(LightningModule):
         self.log("train/complexity", complexity, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def _mix(self, samples: int) -> tuple[float, Tensor | None]:
-        """The larger share, and each sample's partner."""
+    def _entropy(self, logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+        losses = nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
+        return (share * losses).mean()
+
+    def _mix(self, samples: int) -> tuple[Tensor, Tensor | None]:
+        """The larger share of each sample, and its partner."""
         if self.mixup_alpha == 0:
-            return 1.0, None
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample().item()
-        return max(share, 1 - share), torch.randperm(samples, device=self.device)
+            return torch.ones(samples, device=self.device), None
+        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((samples,)).to(self.device)
+        return torch.maximum(share, 1 - share), torch.randperm(samples, device=self.device)
 
     def _map_area(self) -> Tensor:
         areas = [

@@ -1,23 +1,25 @@
 """The linear maps behind the layers: to the frequency domain, crop, mask, and back.
 
-Every function takes the mask of each axis and the output size as given, and is linear in the input. The symmetric
+Everything here is linear in the input and takes the mask of each axis and the output size as given. The symmetric
 operator is (Riad et al., ICLR 2022, section 2, made zero-phase and mean-preserving), along one axis of size ``n``,
 
     y_i = 1/n sum_k c_k m_k sum_j x_j cos(2 pi k (i/n_out - j/n)),    k = 0 .. n_out // 2,
 
-with c_0 = 1 and c_k = 2, but c_k = 1 and no sine part at k = n_out/2.
+with c_0 = 1 and c_k = 2, but c_k = 1 and no sine part at k = n_out/2. That is one real matrix ``(n_out, n)`` for each
+axis: cosines and sines of the output's grid, times the mask, times those of the input's grid.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# Up to this size two real matrix products an axis beat the FFT (tests/benchmarks/test_diffstride.py).
-_LARGEST_PRODUCT = 512
+# Up to this size a real matrix product beats the FFT (tests/benchmarks/test_diffstride.py).
+LARGEST_PRODUCT = 512
 
-
-_cache: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+_KEPT = 256  # entries of a cache; strides that wander through many sizes empty it
+_bases_of: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
 
 def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,12 +27,12 @@ def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> t
     if torch.compiler.is_compiling():  # an exported graph is traced with fake tensors, which must not stay here
         return _make_bases(size, n_out, dtype, device)
     key = (size, n_out, dtype, device)
-    if key not in _cache:
-        if len(_cache) >= 256:  # strides that wander through many sizes
-            _cache.clear()
+    if key not in _bases_of:
+        if len(_bases_of) >= _KEPT:
+            _bases_of.clear()
         with torch.inference_mode(False):  # an inference tensor could not be used in training later
-            _cache[key] = _make_bases(size, n_out, dtype, device)
-    return _cache[key]
+            _bases_of[key] = _make_bases(size, n_out, dtype, device)
+    return _bases_of[key]
 
 
 def _make_bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,53 +60,69 @@ def _make_bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device)
 _constant_bases = torch.compiler.assume_constant_result(_bases)  # type: ignore[no-untyped-call]
 
 
-def symmetric(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """Resample the last axes with zero phase and unit gain at frequency zero.
+def fold(mask: Tensor, size: int, n_out: int) -> Tensor:
+    """The symmetric operator of one axis as a matrix, differentiable in the mask.
 
     Args:
-        input: ``(..., n)`` or ``(..., n_h, n_w)``, float32 or float64.
-        masks: of each axis, at frequencies ``0 .. n_out // 2``.
+        mask: at frequencies ``0 .. n_out // 2``, float32 or float64.
+        size: n.
+        n_out: at most n.
+
+    Returns:
+        ``(n_out, n)``.
+    """
+    analysis, synthesis, frequency = _constant_bases(size, n_out, mask.dtype, mask.device)
+    matrix: Tensor = (synthesis * mask[frequency]) @ analysis.T
+    return matrix
+
+
+def symmetric(input: Tensor, responses: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
+    """Resample the last axes with zero phase and unit gain at frequency zero, the axis that shrinks most first.
+
+    Args:
+        input: ``(..., n)``, ``(..., n_h, n_w)`` or ``(..., n_d, n_h, n_w)``, float32 or float64.
+        responses: of each axis, the matrix ``(n_out, n)`` of `fold`; or the mask itself at frequencies
+            ``0 .. n_out // 2``, for an FFT.
         sizes: ``n_out`` of each axis, at most ``n``.
 
     Returns:
-        ``(..., *sizes)``.
+        ``(..., *sizes)``, in the memory format of ``input``.
     """
-    if max(input.shape[-len(sizes) :]) <= _LARGEST_PRODUCT:
-        return by_products(input, masks, sizes)
-    return by_fft(input, masks, sizes)
+    axes = len(sizes)
+    first = input.ndim - axes
+    last = _is_channels_last(input, axes)
+    if last:  # in memory the channels come last: resample in that order, and nothing is ever copied
+        input, first = input.movedim(1, -1), first - 1
+    for axis in sorted(range(axes - 1, -1, -1), key=lambda axis: sizes[axis] / input.shape[first + axis]):
+        along = _by_product if responses[axis].ndim == 2 else _by_fft
+        input = along(input, responses[axis], sizes[axis], first + axis)
+    return input.movedim(-1, 1) if last else input
 
 
-def by_products(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """`symmetric` by products with constant real bases; only cropped coefficients are kept for the backward pass."""
-    bases: list[tuple[Tensor, Tensor, Tensor]] = [
-        _constant_bases(n, n_out, input.dtype, input.device)
-        for n, n_out in zip(input.shape[-len(sizes) :], sizes, strict=True)
-    ]
-    weights = [mask[frequency] for mask, (_, _, frequency) in zip(masks, bases, strict=True)]
-    if len(sizes) == 1:
-        return input @ bases[0][0] * weights[0] @ bases[0][1].T
-    (down, up, _), (across, back, _) = bases
-    maps = input.reshape(-1, *input.shape[-2:])
+def _is_channels_last(input: Tensor, axes: int) -> bool:
+    if axes == 1 or input.ndim != axes + 2 or input.is_contiguous():
+        return False
+    return input.is_contiguous(memory_format=torch.channels_last if axes == 2 else torch.channels_last_3d)
+
+
+def _by_product(input: Tensor, matrix: Tensor, n_out: int, axis: int) -> Tensor:
+    before, after = input.shape[:axis], input.shape[axis + 1 :]
+    if not after:
+        return input @ matrix.T
+    maps = input.reshape(math.prod(before), input.shape[axis], math.prod(after))
     # `bmm` with an expanded matrix: a broadcast `@` copies the maps, which takes twice as long
-    coefficients = torch.bmm(down.T.expand(len(maps), -1, -1), maps @ across)  # (maps, h_out, w_out)
-    coefficients = coefficients * (weights[0][:, None] * weights[1])
-    output = torch.bmm(up.expand(len(maps), -1, -1), coefficients) @ back.T
-    return output.reshape(*input.shape[:-2], *sizes)
+    return torch.bmm(matrix.expand(maps.shape[0], -1, -1), maps).reshape(*before, n_out, *after)
 
 
-def by_fft(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """`symmetric` by real FFTs, an axis after the other, the one that shrinks most first."""
-    axes = range(-len(sizes), 0)
-    for axis in sorted(axes, key=lambda axis: sizes[axis] / input.shape[axis]):
-        kept = sizes[axis] // 2 + 1
-        spectrum = torch.fft.rfft(input, dim=axis, norm="forward").narrow(axis, 0, kept)
-        # a copy, or the backward pass would keep the whole spectrum alive
-        spectrum = spectrum.clone() * masks[axis].reshape(-1, *[1] * (-axis - 1))
-        input = torch.fft.irfft(spectrum, n=sizes[axis], dim=axis, norm="forward")
-    return input
+def _by_fft(input: Tensor, mask: Tensor, n_out: int, axis: int) -> Tensor:
+    spectrum = torch.fft.rfft(input, dim=axis, norm="forward").narrow(axis, 0, n_out // 2 + 1)
+    # a copy, or the backward pass would keep the whole spectrum alive
+    spectrum = spectrum.clone() * mask.reshape(-1, *[1] * (input.ndim - axis - 1))
+    output: Tensor = torch.fft.irfft(spectrum, n=n_out, dim=axis, norm="forward")
+    return output
 
 
-def official(input: Tensor, masks: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
+def official(input: Tensor, masks: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
     """The map of the authors' TensorFlow layer: with a vertical mask off by one bin on one side.
 
     Args:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_papers.diffstride.functional import Variant
-from lit_papers.diffstride.layers import DiffStride1d, DiffStride2d, SpectralPool1d, SpectralPool2d, check_stride, pair
+from lit_papers.diffstride.layers import (
+    DiffStride1d,
+    DiffStride2d,
+    SpectralPool1d,
+    SpectralPool2d,
+    check_stride,
+    per_axis,
+)
 
 Pooling = Literal["strided", "spectral", "diffstride"]
 
@@ -34,7 +41,7 @@ def stride_pairs(strides: Sequence[float | Sequence[float]], widths: Sequence[in
         raise ValueError(
             f"`strides` and `widths` must be of equal length, got {len(strides)} and {len(widths)} entries"
         )
-    pairs = [pair(stride) for stride in strides]
+    pairs = [per_axis(stride, 2) for stride in strides]
     for each in pairs:
         check_stride(each)
         if pooling == "strided" and any(stride % 1 for stride in each):

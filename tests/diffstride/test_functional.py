@@ -177,7 +177,12 @@ def test_products_equal_ffts(size: tuple[int, int]) -> None:
     maps = torch.randn(2, *size, dtype=torch.float64)
     for sizes in (output_size(size, (1.7, 2.6), 2.0), size):
         masks = [torch.rand(n // 2 + 1, dtype=torch.float64) for n in sizes]
-        products, ffts = operators.by_products(maps, masks, sizes), operators.by_fft(maps, masks, sizes)
+        products, ffts = (
+            operators.symmetric(
+                maps, [operators.fold(mask, n, n_out) for mask, n, n_out in zip(masks, size, sizes, strict=True)], sizes
+            ),
+            operators.symmetric(maps, masks, sizes),
+        )
         assert (products - ffts).abs().max() < 1e-12
 
 
@@ -278,7 +283,7 @@ def test_penalty() -> None:
         (lambda: diffstride(torch.ones(4, 4, dtype=torch.bool), torch.ones(2)), TypeError, "bool"),
         (lambda: spectral_pool(torch.ones(4, 4, dtype=torch.cfloat), (2, 2)), TypeError, "complex64"),
         (lambda: diffstride(torch.ones(4), torch.ones(2)), ValueError, "rank 2 at least, got rank 1"),
-        (lambda: diffstride(torch.ones(4, 4, 4), torch.ones(3)), ValueError, "one or two axes"),
+        (lambda: diffstride(torch.ones(4, 4, 4, 4), torch.ones(4)), ValueError, "one to three axes"),
         (lambda: diffstride(torch.ones(4, 0), torch.ones(2)), ValueError, "empty axis"),
         (lambda: diffstride(torch.ones(4, 4), torch.ones(2), 0.0), ValueError, "`smoothness`.*SpectralPool2d"),
         (lambda: diffstride(torch.ones(4, 4), torch.ones(2), -1.0), ValueError, "`smoothness`"),

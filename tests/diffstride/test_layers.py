@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_papers.diffstride.functional import diffstride, minimum_stride, output_size, spectral_pool
 from lit_papers.diffstride.layers import (
     CostCounter,
     DiffStride1d,
     DiffStride2d,
+    DiffStride3d,
     FixedStride,
     SpectralPool1d,
     SpectralPool2d,
@@ -295,6 +297,8 @@ def test_counting_each_call() -> None:
         cost.module(maps())
         cost.module(maps(1, 3, 32, 32))
     assert cost.macs == 2 * 9 * 1024
+    made = 2 * 24 * 24 * 32  # bases times mask, of both axes, once a call: for two samples, then for one
+    assert cost.resampling_macs == 4 * 3 * (24 * 32 * 32 + 24 * 24 * 32) + 2 * made // 2 + 2 * made
     assert cost.map_sizes == {"pool": (24, 24)}
 
 
@@ -304,7 +308,9 @@ def test_counting_other_shapes() -> None:
         (nn.Conv2d(4, 6, 3, stride=2), maps(4, 9, 9), 16 * 6 * 4 * 9),
         (nn.Linear(7, 5), maps(3, 11, 7), 11 * 35),
         (nn.Linear(7, 5), maps(7), 35),
-        (nn.Linear(7, 5), maps(0, 7), 35),
+        (nn.Linear(7, 5), maps(0, 7), 0),
+        (nn.ConvTranspose2d(8, 16, 3, 2, groups=4), maps(2, 8, 7, 9), 7 * 9 * 8 * 4 * 9),
+        (nn.Conv3d(3, 4, 3), maps(2, 3, 8, 8, 8), 6**3 * 4 * 3 * 27),
     ):
         with CostCounter(module) as cost:
             module(images)
@@ -316,6 +322,122 @@ def test_counting_stops_after_an_error() -> None:
     with pytest.raises(RuntimeError), CostCounter(model):
         model(maps())
     assert not any(layer._forward_hooks for layer in model)
+
+
+class Clips(nn.Module):
+    """Folds the frames of a clip into the batch, and lets them attend to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(3, 8, 3), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        frames = self.conv(clips.flatten(0, 1)).mean((2, 3)).unflatten(0, clips.shape[:2])
+        attended = self.attention(frames, frames, frames, need_weights=False)[0]
+        return attended + nn.functional.scaled_dot_product_attention(frames, frames, frames)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_attention_and_folded_clips(training: bool) -> None:
+    """Whatever kernel runs; torch's own counter agrees, as it has these kernels from us."""
+    model, clips = Clips().train(training), maps(2, 5, 3, 10, 10)
+    with torch.no_grad(), CostCounter(model) as cost, FlopCounterMode(display=False) as reference:
+        model(clips)
+    convolutions, projections, attention = 5 * 64 * 8 * 27, 4 * 5 * 8 * 8, 2 * 5 * 5 * 8
+    assert cost.layers["conv"] == convolutions
+    assert cost.macs == convolutions + projections + 2 * attention
+    assert cost.macs == reference.get_total_flops() / 2 / 2
+    assert cost.layers[""] == attention  # of the call in its own code
+    assert cost.table().splitlines()[2].startswith("| conv | 69120 | ")
+
+
+def test_three_dimensions() -> None:
+    layer, clips = DiffStride3d((1.0, 2.0, 1.5), 1.0), maps(2, 3, 6, 16, 12).double()
+    expected = diffstride(diffstride(clips, layer.strides[1:], 1.0).movedim(2, -1), layer.strides[:1], 1.0)
+    assert torch.allclose(layer(clips), expected.movedim(-1, 2), atol=1e-6)
+    assert layer(clips).shape[2:] == layer.output_size((6, 16, 12))
+    assert layer(clips[0]).shape == layer(clips)[0].shape
+    with pytest.raises(ValueError, match="has no third axis"):
+        diffstride(clips, layer.strides, variant="official")
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_the_memory_format_is_kept(axes: int, learned: bool) -> None:
+    layer: Any = DiffStride2d((2.3, 1.7)) if axes == 2 else DiffStride3d((1.2, 2.3, 1.7), 2.0)
+    layer = layer if learned else layer.freeze()
+    images = maps(2, 3, *(18, 32, 31)[-axes:])
+    form = torch.channels_last if axes == 2 else torch.channels_last_3d
+    output = layer(images.to(memory_format=form))
+    assert output.is_contiguous(memory_format=form)
+    assert layer(images).is_contiguous()
+    assert torch.allclose(output, layer(images), atol=1e-5)
+
+
+MOVES: dict[str, Any] = {
+    "load": lambda layer, strides: layer.load_state_dict({"strides": strides}),
+    "assign": lambda layer, strides: layer.load_state_dict({"strides": strides}, assign=True),
+    "copy": lambda layer, strides: layer.strides.data.copy_(strides),  # as averages of weights are swapped in
+    "replace": lambda layer, strides: setattr(layer, "strides", nn.Parameter(strides)),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_compiled_sizes_follow_strides_that_were_moved(move: str) -> None:
+    torch._dynamo.reset()
+    model, images = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), DiffStride2d(2.0)).eval(), maps()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        model(images), compiled(images)
+        MOVES[move](model[1], torch.tensor([1.3, 3.1]))
+        assert torch.equal(compiled(images), model(images))
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_one_graph_follows_checkpoints_and_refuses_to_be_stale(move: str) -> None:
+    torch._dynamo.reset()
+    layer, images = DiffStride2d(2.0).eval(), maps()
+    layer(images)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        compiled(images)
+        MOVES[move](layer, torch.tensor([1.3, 3.1]))
+        if move in ("load", "assign"):
+            assert torch.equal(compiled(images), layer(images))
+        else:
+            with pytest.raises(RuntimeError, match="compiled as a whole for maps of"):
+                compiled(images)
+            layer(images)
+            assert torch.equal(compiled(images), layer(images))
+
+
+def test_frozen_layers_are_compiled_once() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    layer, images = DiffStride2d(2.3).freeze(), maps()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for _ in range(3):
+        assert torch.equal(compiled(images), layer(images))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_an_exported_layer_takes_any_batch() -> None:
+    frozen = DiffStride2d(2.3).freeze()
+    dynamic = {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(frozen, (maps(2, 3, 31, 32),), dynamic_shapes=(dynamic,)).module()
+    for batch in (1, 2, 7):
+        images = maps(batch, 3, 31, 32)
+        assert torch.equal(exported(images), frozen(images))
+
+
+def test_on_the_meta_device_sizes_are_those_last_known() -> None:
+    layer = DiffStride2d(2.0)
+    with torch.no_grad():
+        layer.strides.fill_(4.0)
+    meta = copy.deepcopy(layer).to("meta")
+    assert meta(maps().to("meta")).shape == layer(maps()).shape
+    with torch.device("meta"):
+        assert DiffStride2d(2.0)(torch.zeros(1, 1, 32, 32)).shape[-2:] == (24, 24)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -100,19 +100,25 @@ def test_mixup_mixes_images_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     module = StridedClassifier(network(), mixup_alpha=0.2).eval()
     images, targets = next(iter(loader()))
     partner = torch.roll(torch.arange(len(targets)), 1)
-    monkeypatch.setattr(module, "_mix", lambda samples: (0.7, partner))
-    logits = module(0.7 * images + 0.3 * images[partner])
-    entropy = nn.functional.cross_entropy
-    expected = 0.7 * entropy(logits, targets) + 0.3 * entropy(logits, targets[partner])
+    shares = torch.linspace(0.5, 1, len(targets))
+    monkeypatch.setattr(module, "_mix", lambda samples: (shares, partner))
+    each = shares.reshape(-1, 1, 1, 1)
+    logits = module(each * images + (1 - each) * images[partner])
+    rows = range(len(targets))
+    entropy = [nn.functional.cross_entropy(logits[[row]], targets[[row]]).item() for row in rows]
+    other = [nn.functional.cross_entropy(logits[[row]], targets[partner][[row]]).item() for row in rows]
+    mixed = [share * one + (1 - share) * two for share, one, two in zip(shares.tolist(), entropy, other, strict=True)]
+    expected = torch.tensor(mixed).mean()
     assert first_loss(module, (images, targets)).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_shares_of_mixup() -> None:
     seed_everything(0)
     module = StridedClassifier(nn.Linear(1, 2), mixup_alpha=1.0)
-    shares = [module._mix(4)[0] for _ in range(400)]
-    assert min(shares) >= 0.5
-    assert sum(shares) / 400 == pytest.approx(0.75, abs=0.03)  # the larger part of a uniform division
+    shares, _ = module._mix(400)
+    assert shares.shape == (400,)
+    assert shares.min() >= 0.5
+    assert shares.mean().item() == pytest.approx(0.75, abs=0.03)  # the larger part of a uniform division
     assert sorted(module._mix(4)[1].tolist()) == [0, 1, 2, 3]
 
 
@@ -198,11 +204,35 @@ def test_two_processes_have_the_same_strides(tmp_path: Path) -> None:
         ({"stride_lr": -1}, "`stride_lr`"),
         ({"complexity": "flops"}, "`complexity`"),
         ({"lr_interval": "batch"}, "`lr_interval`"),
+        ({"match": "cost"}, "`match`"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StridedClassifier(nn.Linear(3, 2), **options)
+
+
+def test_matched_sizes_are_those_a_checkpoint_goes_on_from(tmp_path: Path) -> None:
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        def test_dataloader(self) -> Any:
+            return loader()
+
+    def module() -> StridedClassifier:
+        return StridedClassifier(network(smoothness=4), match="sizes", stride_lr=0.1)
+
+    first, run = module(), trainer()
+    run.fit(first, datamodule=Data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    images, _ = next(iter(loader()))
+    assert [layer.smoothness for layer in first.stride_layers] != [layer.smoothness for layer in module().stride_layers]
+    second = module()
+    trainer().test(second, datamodule=Data(), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=False)
+    assert torch.equal(first.eval()(images), second.eval()(images))
+    with pytest.raises(ValueError, match="match='sizes' needs a data module"):
+        trainer().fit(module(), loader())
 
 
 @pytest.mark.slow

@@ -1,0 +1,51 @@
+"""Strides, map sizes and cost over training."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lit_papers.plotting import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AXES = {"d": "depth", "h": "height", "w": "width"}
+_LINES = {"d": ":", "h": "-", "w": "--"}
+
+
+def complexity_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Strides, map sizes and cost against optimizer steps.
+
+    Args:
+        history: at least one entry with ``step`` and the keys of `lit_papers.diffstride.lens.stride_numbers`.
+
+    Returns:
+        A figure of three panels; height is drawn solid, width dashed, depth dotted, each layer in its own shade.
+    """
+    figure, (left, middle, right) = new_figure(1, 3)
+    from matplotlib.ticker import MaxNLocator  # after `new_figure`, which says what to install
+
+    steps = [entry["step"] for entry in history]
+    keys = [key for entry in history[:1] for key in entry if "/stride_" in key]
+    names = list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+    for key in keys:
+        name, _, axis = key.rpartition("/")
+        style = _style(names.index(name), len(names), axis[-1])
+        strides = [entry.get(key, float("nan")) for entry in history]
+        sizes = [entry.get(key.replace("/stride_", "/map_"), float("nan")) for entry in history]
+        left.plot(steps, strides, label=f"{name}, {AXES[axis[-1]]}", **style)
+        middle.step(steps, sizes, where="post", **style)
+    left.set(xlabel="optimizer step", ylabel="stride")
+    left.legend(fontsize="x-small")
+    middle.set(xlabel="optimizer step", ylabel="map size behind the layer (points)")
+    middle.yaxis.set_major_locator(MaxNLocator(integer=True))
+    right.plot(steps, [entry["gmacs"] for entry in history], color="black")
+    right.set(xlabel="optimizer step", ylabel=r"cost of a sample ($10^9$ multiply-adds)")
+    right.set_ylim(bottom=0)
+    for panel in (left, middle, right):
+        panel.grid(alpha=0.3)
+    return figure
+
+
+def _style(index: int, layers: int, axis: str) -> dict[str, Any]:
+    shade = 0.7 * index / max(layers - 1, 1)  # from black to light grey
+    return {"color": (shade, shade, shade), "linestyle": _LINES[axis]}
