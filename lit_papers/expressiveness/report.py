@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lit_papers.expressiveness.architectures import architecture, available
 from lit_papers.expressiveness.bounds import Bound, bound
-from lit_papers.expressiveness.expressions import Aggregate, parse
+from lit_papers.expressiveness.expressions import Aggregate
+from lit_papers.expressiveness.parsing import parse
 
 
 def main(arguments: Sequence[str]) -> int:

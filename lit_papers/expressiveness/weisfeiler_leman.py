@@ -4,6 +4,10 @@ Colours are 64-bit hashes of what the tests define, so they are the same for a g
 padded, on another device and in another call. Equal true colours always have equal hashes; that unequal ones differ is
 overwhelmingly likely, and `is_equitable` proves it for colour refinement.
 
+Graphs may have directions, loops, parallel edges, relations and features. All tests see a relational structure: of two
+nodes, the multiset of what the edges from one to the other carry, and of those back; of one node, its features and its
+loops. Colour refinement looks along edges in both directions. That bounds what any network can see in them.
+
 "k-WL" is the folklore version here, as in Geerts & Reutter (ICLR 2022); on graphs, oblivious (k+1)-WL is as strong.
 """
 
@@ -15,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_papers.expressiveness.graph_batch import GraphBatch, read_graphs
+from lit_papers.expressiveness.graph_batch import GraphBatch, hashable, read_graphs
+from lit_papers.expressiveness.hashing import mix, spread
 
 _LARGEST_GEMM = 2048  # nodes up to which sums of products of 21-bit numbers are exact in float64
 _ODD = -7046029254386353131  # splitmix64's increment: a bijection of 64-bit integers by multiplication
@@ -45,19 +50,27 @@ def colour_refinement(data: Any, *, rounds: int | None = None, node_colours: Ten
     """Refine node colours by the multiset of the neighbours' colours, ``cr^(t)``.
 
     Args:
-        data: PyG ``Data`` or ``Batch`` of undirected graphs; nodes start with their row of ``x``, by exact value.
+        data: PyG ``Data`` or ``Batch``; nodes start with their row of ``x``, by exact value, and their loops.
         rounds: how many; None runs each graph until its number of colours stays the same.
         node_colours: (N,) int64 initial colours instead of ``x``.
 
     Raises:
-        ValueError: the graphs are directed, or the features are NaN.
+        ValueError: features are NaN, or the edges are not held in ``edge_index``.
     """
     graphs = read_graphs(data)
-    source, target = graphs.edges
+    source, target, labels = graphs.arcs
+    if labels is None and source.device.type == "cpu":
+        matrix = graphs.matrix
 
-    def refine(colours: Tensor) -> Tensor:
-        around = (colours * _ODD).index_add_(0, source, _mix(colours, 1).index_select(0, target))
-        return _mix(around, 4)
+        def refine(colours: Tensor) -> Tensor:
+            values = colours.numpy()
+            return torch.from_numpy(values * _ODD + matrix @ spread(values))
+
+    else:
+
+        def refine(colours: Tensor) -> Tensor:
+            seen = colours.index_select(0, target)
+            return (colours * _ODD).scatter_add_(0, source, spread(seen if labels is None else seen + labels))
 
     colours, done = _refine_nodes(graphs, _initial(graphs, node_colours), refine, rounds)
     return Colouring(colours, None, _hash_nodes(graphs, colours), done, len(_unique(colours)))
@@ -77,28 +90,31 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
         node_colours: (N,) int64 initial colours instead of ``x``.
 
     Raises:
-        ValueError: k is below 1, the graphs are directed, or the features are NaN.
+        ValueError: k is below 1, features are NaN, or the edges are not held in ``edge_index``.
         MemoryError: the tuples would not fit, told before allocating.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1 for folklore k-WL; got {k}.")
     graphs = read_graphs(data)
     if k == 1:
-        adjacency, present = graphs.adjacency(), graphs.mask
+        source, target, labels = graphs.arcs
+        present, owner, position = graphs.mask, graphs.owner, graphs.position
 
         def refine(colours: Tensor) -> Tensor:
-            everyone = _mix(colours, 5) * present
-            around = (_mix(colours, 6)[:, None] * adjacency).sum(2)
-            return _mix(_mix(colours, 2) + _mix(around, 3) + _mix(everyone.sum(1, keepdim=True), 7), 4)
+            everyone = mix(colours, 5) * present
+            of_nodes = colours[owner, position]
+            seen = of_nodes[target] if labels is None else of_nodes[target] + labels
+            around = graphs.pad(torch.zeros_like(of_nodes).index_add_(0, source, mix(seen, 6)))
+            return mix(mix(colours, 2) + mix(around, 3) + mix(everyone.sum(1, keepdim=True), 7), 4)
 
     elif k == 2 and graphs.width <= _LARGEST_GEMM:
 
         def refine(colours: Tensor) -> Tensor:
             real = _tuples(graphs.mask, 2).to(torch.float64)
-            mixed, left, right = colours * _ODD, _mix(colours, 10), _mix(colours, 20)
+            mixed, left, right = colours * _ODD, mix(colours, 10), mix(colours, 20)
             for shift in (0, 21, 42):  # three independent random numbers of 21 bits for each colour
                 rows, columns = (((side >> shift) & 0x1FFFFF) * real for side in (left, right))
-                mixed = _mix(mixed + torch.bmm(rows, columns).to(torch.int64), 30 + shift)
+                mixed = mix(mixed + torch.bmm(rows, columns).to(torch.int64), 30 + shift)
             return mixed
 
     else:
@@ -107,9 +123,9 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
             total = torch.zeros_like(colours)
             present = graphs.mask
             for u in range(graphs.width):
-                replaced = sum(_mix(colours.select(i + 1, u).unsqueeze(i + 1), 10 + i) for i in range(k))
-                total += _mix(replaced, 5) * present[:, u].view(-1, *[1] * k)  # type: ignore[arg-type]
-            return _mix(_mix(colours, 2) + _mix(total, 3), 4)
+                replaced = sum(mix(colours.select(i + 1, u).unsqueeze(i + 1), 10 + i) for i in range(k))
+                total += mix(replaced, 5) * present[:, u].view(-1, *[1] * k)  # type: ignore[arg-type]
+            return mix(mix(colours, 2) + mix(total, 3), 4)
 
     return _tuple_wl(graphs, k, refine, rounds, node_colours)
 
@@ -125,10 +141,10 @@ def oblivious_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colou
 
     def refine(colours: Tensor) -> Tensor:
         real = _tuples(graphs.mask, k)
-        mixed = _mix(colours, 2)
+        mixed = mix(colours, 2)
         for i in range(k):
-            mixed = mixed + _mix((_mix(colours, 10 + i) * real).sum(i + 1, keepdim=True), 20 + i)
-        return _mix(mixed, 4)
+            mixed = mixed + mix((mix(colours, 10 + i) * real).sum(i + 1, keepdim=True), 20 + i)
+        return mix(mixed, 4)
 
     return _tuple_wl(graphs, k, refine, rounds, node_colours)
 
@@ -146,7 +162,7 @@ def is_equitable(data: Any, colours: Tensor, node_colours: Tensor | None = None)
     graphs = read_graphs(data)
     if graphs.num_nodes == 0:
         return True
-    own = _mix(colours, 46) + _mix(graphs.owner, 45)
+    own = mix(colours, 46) + mix(graphs.owner, 45)
     classes, colour = torch.unique(own, return_inverse=True)
     representative = torch.zeros_like(classes)
     representative[colour] = torch.arange(len(colour), device=colour.device)
@@ -154,9 +170,13 @@ def is_equitable(data: Any, colours: Tensor, node_colours: Tensor | None = None)
     initial = _initial(graphs, node_colours)
     if not torch.equal(initial, initial[model]):
         return False
-    source, target = graphs.edges
-    keys, counts = torch.unique(source * len(classes) + colour[target], return_counts=True)
-    node, neighbour = keys // len(classes), keys % len(classes)
+    source, target, labels = graphs.arcs
+    kind = colour[target]
+    if labels is not None:
+        _, kind = torch.unique(torch.stack([colour[target], labels]), dim=1, return_inverse=True)
+    width = int(kind.max()) + 1 if len(kind) else 1
+    keys, counts = torch.unique(source * width + kind, return_counts=True)
+    node, neighbour = keys // width, keys % width
     kinds = torch.bincount(node, minlength=graphs.num_nodes)
     if not torch.equal(kinds, kinds[model]):
         return False
@@ -185,22 +205,6 @@ def graph_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
     return run(data, int(found[1]), rounds=rounds).graph_hash
 
 
-def _signed(value: int) -> int:
-    value &= 0xFFFFFFFFFFFFFFFF
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _mix(values: Tensor, salt: int) -> Tensor:
-    """The finaliser of splitmix64, of which each salt is another function; overflow is meant."""
-    z = values + _signed(0x9E3779B97F4A7C15 * (salt + 1))
-    for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        # the mask makes the shift logical: that of a negative int64 brings in ones
-        z ^= (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-        if factor != 1:
-            z *= _signed(factor)
-    return z
-
-
 def _unique(values: Tensor) -> Tensor:
     found: Tensor = torch.unique(values)
     return found
@@ -215,15 +219,13 @@ def _initial(graphs: GraphBatch, node_colours: Tensor | None) -> Tensor:
                 f"node_colours must be ({graphs.num_nodes},) integers; got {node_colours.dtype} of shape "
                 f"{tuple(node_colours.shape)}."
             )
-        return _mix(node_colours.to(colours), 40)
-    if graphs.x is None:
-        return _mix(colours, 41)
-    if graphs.x.is_floating_point() and graphs.x.isnan().any():
-        raise ValueError("x has NaN: no two nodes would ever have equal features.")
-    values = graphs.x.to(torch.float64) + 0.0  # which makes -0.0 an ordinary zero
-    for channel in values.contiguous().view(torch.int64).T:
-        colours = _mix(_mix(colours, 42) + _mix(channel, 43), 44)
-    return _mix(colours, 41)
+        colours = mix(node_colours.to(colours), 40)
+    elif graphs.x is not None:
+        for channel in hashable(graphs.x, "x").T.to(colours.device):
+            colours = mix(mix(colours, 42) + mix(channel, 43), 44)
+    if graphs.node_type is not None:
+        colours = mix(mix(colours, 47) + mix(graphs.node_type.to(colours), 48), 49)
+    return mix(colours + graphs.loops, 41)
 
 
 def _refine_nodes(
@@ -234,7 +236,7 @@ def _refine_nodes(
         for _ in range(_checked(rounds)):
             colours = refine(colours)
         return colours, done + rounds
-    salted = _mix(graphs.owner, 45)
+    salted = mix(graphs.owner, 45)
 
     def count(values: Tensor) -> Tensor:
         keys, order = (values ^ salted).sort()
@@ -262,7 +264,7 @@ def _checked(rounds: int) -> int:
 
 def _hash_nodes(graphs: GraphBatch, colours: Tensor) -> Tensor:
     total = torch.zeros(graphs.num_graphs, dtype=torch.int64, device=colours.device)
-    return _mix(total.index_add_(0, graphs.owner, _mix(colours, 8)) + _mix(graphs.sizes, 9), 4)
+    return mix(total.index_add_(0, graphs.owner, mix(colours, 8)) + mix(graphs.sizes, 9), 4)
 
 
 def _tuples(mask: Tensor, k: int) -> Tensor:
@@ -304,26 +306,24 @@ def _tuple_wl(
             done += running
             previous, counts = counts, count(colours)
             running = running & (counts != previous)
-    total = (_mix(colours, 8) * real).flatten(1).sum(1)
-    hashes = _mix(total + _mix(graphs.sizes, 9), 4)
+    total = (mix(colours, 8) * real).flatten(1).sum(1)
+    hashes = mix(total + mix(graphs.sizes, 9), 4)
     return Colouring(torch.where(real, colours, 0), real, hashes, done, len(_unique(colours[real])))
 
 
 def _atomic_types(graphs: GraphBatch, k: int, node_colours: Tensor | None) -> Tensor:
-    """(B, n, ..., n) equalities, edges in both directions, and colours of each tuple."""
+    """(B, n, ..., n) equalities, what joins the nodes of each tuple in both directions, and their colours."""
     n, b = graphs.width, graphs.num_graphs
-    adjacency = graphs.adjacency().long()
-    same = torch.eye(n, dtype=torch.int64, device=adjacency.device).expand(b, n, n)
+    joined = graphs.pair_labels()
+    same = torch.eye(n, dtype=torch.int64, device=joined.device).expand(b, n, n)
     nodes = graphs.pad(_initial(graphs, node_colours))
-    types = torch.zeros(b, *[n] * k, dtype=torch.int64, device=adjacency.device)
+    types = torch.zeros(b, *[n] * k, dtype=torch.int64, device=joined.device)
     for i in range(k):
         shape = [b, *[1] * k]
         shape[i + 1] = n
-        types = _mix(types + _mix(nodes, 50).view(shape), 51)
-        # a node's own loop is an edge of the pair (i, i)
-        types = _mix(types + _mix(adjacency.diagonal(dim1=1, dim2=2), 52).reshape(shape), 53)
+        types = mix(types + mix(nodes, 50).view(shape), 51)
         for j in range(i + 1, k):
             shape = [b, *[1] * k]
             shape[i + 1] = shape[j + 1] = n
-            types = _mix(types + _mix(adjacency + 2 * same, 54).reshape(shape), 55)
+            types = mix(types + mix(mix(joined, 52) + same, 54).reshape(shape), 55)
     return types

@@ -348,10 +348,9 @@ def test_bad_input() -> None:
         evaluate(parse("E(a,b)*E(b,c)"), graphs, max_elements=100)
     with pytest.raises(ExpressionError, match="one of sum, mean, max, min"):
         Aggregate("median", "x", Label(0, "x"))  # type: ignore[arg-type]
-    directed = make_graph(2, [])
-    directed.edge_index = torch.tensor([[0], [1]])
-    with pytest.raises(ValueError, match="directed"):
-        evaluate(parse("E(x,y)"), directed)
+    with pytest.raises(ValueError, match=r"'wrong' got 41 rows and returned \(1, 2\)"):
+        evaluate(parse("wrong(P(x))"), graphs := featured(3, seed=1), {"wrong": lambda v: v[:1]})
+    assert graphs.num_nodes == 41
 
 
 @pytest.mark.parametrize("arguments", [["sum[x](E(x,"], ["mlp"], ["gin", "--hops", "2"], ["P(x)", "--layers", "2"]])
