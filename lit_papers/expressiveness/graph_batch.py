@@ -5,11 +5,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from lit_papers.expressiveness.hashing import mix
+from lit_papers.expressiveness.hashing import mix, spread
 
 _EDGE_KEYS = ("edge_attr", "edge_weight", "edge_type")
 
@@ -42,7 +42,6 @@ class GraphBatch:
         attributes: (E, C) features, summed over parallel edges; None without.
         codes: (E,) int64 the multiset of what the edges of a pair carry, hashed; None where they carry nothing.
         relations: (R,) relation of each edge as given and (R,) its place among the pairs; None without.
-        symmetric: every edge has its other direction, with the same code.
     """
 
     edges: Tensor
@@ -54,7 +53,6 @@ class GraphBatch:
     attributes: Tensor | None
     codes: Tensor | None
     relations: tuple[Tensor, Tensor] | None
-    symmetric: bool
 
     @property
     def num_nodes(self) -> int:
@@ -90,9 +88,8 @@ class GraphBatch:
     def arcs(self) -> Arcs:
         """Who sees whom, and through which edges."""
         source, target = self.edges
-        loops = source == target
         if self.symmetric and self.codes is None:
-            # a loop looks like no other edge: it joins a node to itself
+            loops = source == target  # a loop looks like no other edge: it joins a node to itself
             return Arcs(source, target, mix(loops.long(), 70) * loops if loops.any() else None)
         n = max(self.num_nodes, 1)
         keys, mirrored = source * n + target, target * n + source
@@ -108,14 +105,33 @@ class GraphBatch:
 
     @cached_property
     def matrix(self) -> Any:
-        """The arcs as a sparse matrix of scipy, (N, N) int64, for labels that are all 0; on the CPU."""
-        source, target, _ = self.arcs
-        rows = np.bincount(source.numpy(), minlength=self.num_nodes)
-        starts = np.zeros(self.num_nodes + 1, dtype=np.int32 if len(source) < 2**31 else np.int64)
-        np.cumsum(rows, out=starts[1:])
-        ones = np.ones(len(source), dtype=np.int64)
-        columns = target.numpy().astype(starts.dtype)
-        return scipy.sparse.csr_array((ones, columns, starts), shape=(self.num_nodes, self.num_nodes))
+        """(N, N) int64 sparse matrix of scipy with the codes of edges, 1 where they carry nothing; on the CPU."""
+        source, target = (side.cpu().numpy() for side in self.edges)
+        kind = np.int32 if len(source) < 2**31 else np.int64
+        starts = np.zeros(self.num_nodes + 1, dtype=kind)
+        np.cumsum(np.bincount(source, minlength=self.num_nodes), out=starts[1:])
+        codes = np.ones(len(source), dtype=np.int64) if self.codes is None else self.codes.cpu().numpy()
+        return csr_array((codes, target.astype(kind), starts), shape=(self.num_nodes, self.num_nodes))
+
+    @cached_property
+    def symmetric(self) -> bool:
+        """Every edge has its other direction, with the same code.
+
+        Sorting the mirrored edges would take longer than all the rest: a bilinear form in random 64-bit numbers differs
+        from its transpose where the matrix does, and agrees by chance once in 2^60.
+        """
+        n = self.num_nodes
+        left, right = spread(np.arange(1, n + 1)), spread(np.arange(-n, 0))
+        return int((left * (self.matrix @ right) - right * (self.matrix @ left)).sum()) == 0
+
+    def sum_over_neighbours(self, colours: Tensor) -> Tensor:
+        """(N,) int64 sums of hashes of the colours of a node's neighbours and of what joins them."""
+        source, target, labels = self.arcs
+        if labels is None and colours.device.type == "cpu":  # several times as fast as index_add_
+            return torch.from_numpy(self.matrix @ spread(colours.numpy()))
+        seen = colours.index_select(0, target)
+        total = torch.zeros_like(colours)
+        return total.scatter_add_(0, source, spread(seen if labels is None else seen + labels))
 
     @cached_property
     def loops(self) -> Tensor:
@@ -170,20 +186,20 @@ def read_graphs(data: Any) -> GraphBatch:
         ValueError: `edge_index` names nodes that do not exist, or joins two graphs; features have another number of
             rows than there are nodes or edges; or the edges are held in a form that is not read.
     """
-    refuse_other_forms(data)
-    edge_index, n = data.edge_index, int(data.num_nodes)
+    stored = refuse_other_forms(data)
+    edge_index, n = stored["edge_index"], int(data.num_nodes)
     device = edge_index.device
-    ptr = _starts(data, n).cpu()
+    index = edge_index if device.type == "cpu" else edge_index.cpu()
+    source, target = index.numpy()
+    ptr = _starts(stored, n).cpu()
     sizes = ptr[1:] - ptr[:-1]
     owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes) if len(sizes) != 1 else torch.zeros(n).long()
-    index = edge_index.cpu()
-    source, target = index.numpy()
     if source.size:
         if min(source.min(), target.min()) < 0 or max(source.max(), target.max()) >= n:
             raise ValueError(f"edge_index names a node outside of 0 to {n - 1}; set `num_nodes`.")
-        if len(sizes) > 1 and (owner[index[0]] != owner[index[1]]).any():
+        if len(sizes) > 1 and (owner.numpy()[source] != owner.numpy()[target]).any():
             raise ValueError("edge_index joins nodes of two graphs of the batch.")
-    carried = _carried(data, len(source))
+    carried = _carried(stored, len(source))
     keys = source * n + target
     counts = attributes = codes = relations = None
     if carried or not (keys[1:] > keys[:-1]).all():
@@ -201,30 +217,31 @@ def read_graphs(data: Any) -> GraphBatch:
             attributes = rows.new_zeros(len(keys), rows.shape[1]).index_add(0, where.to(rows.device), rows)
         if "edge_type" in carried:
             relations = (carried["edge_type"][:, 0].to(device), where.to(device))
-    x = getattr(data, "x", None)
-    if x is not None and len(x) != n:
-        raise ValueError(f"x has {len(x)} rows, but there are {n} nodes.")
+    x = stored.get("x")
     if x is not None:
+        if len(x) != n:
+            raise ValueError(f"x has {len(x)} rows, but there are {n} nodes.")
         x = x.reshape(n, 1) if x.ndim == 1 else x.flatten(1)
-    types = getattr(data, "node_type", None)
+    held = [None if value is None else value.to(device) for value in (counts, attributes, codes)]
     return GraphBatch(
-        index.to(device), ptr.to(device), owner.to(device), x, types, None if counts is None else counts.to(device),
-        attributes, None if codes is None else codes.to(device), relations, _symmetric(index, keys, codes, n),
-    )  # fmt: skip
+        index.to(device), ptr.to(device), owner.to(device), x, stored.get("node_type"), *held, relations
+    )
 
 
-def refuse_other_forms(data: Any) -> None:
-    """Refuse graphs that are not held as ``edge_index``.
+def refuse_other_forms(data: Any) -> dict[str, Any]:
+    """What a graph holds, by name, if it is held as ``edge_index``.
 
     Raises:
-        ValueError: they are heterogeneous or have ``adj_t``; says what to call.
+        ValueError: it is heterogeneous or has ``adj_t``; says what to call.
     """
     if hasattr(data, "to_homogeneous"):
         raise ValueError("heterogeneous data is read as one graph with types: pass data.to_homogeneous().")
-    if getattr(data, "edge_index", None) is None:
-        if getattr(data, "adj_t", None) is not None:
+    stored: dict[str, Any] = data.to_dict() if hasattr(data, "to_dict") else vars(data)
+    if stored.get("edge_index") is None:
+        if stored.get("adj_t") is not None:
             raise ValueError("the edges are held in adj_t; set data.edge_index (row, col, _ = data.adj_t.t().coo()).")
         raise ValueError("the data has no edge_index, which is how graphs are read here.")
+    return stored
 
 
 def edge_colours(carried: dict[str, Tensor], num_edges: int) -> Tensor:
@@ -249,11 +266,10 @@ def hashable(values: Tensor, name: str) -> Tensor:
     return exact.contiguous().view(torch.int64)
 
 
-def _starts(data: Any, num_nodes: int) -> Tensor:
-    ptr = getattr(data, "ptr", None)
-    if ptr is not None:
-        return ptr  # type: ignore[no-any-return]
-    batch = getattr(data, "batch", None)
+def _starts(stored: dict[str, Any], num_nodes: int) -> Tensor:
+    if stored.get("ptr") is not None:
+        return stored["ptr"]  # type: ignore[no-any-return]
+    batch = stored.get("batch")
     if batch is None:
         return torch.tensor([0, num_nodes])
     # without `ptr` nobody can tell how many empty graphs follow the last node
@@ -261,11 +277,11 @@ def _starts(data: Any, num_nodes: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _carried(data: Any, num_edges: int) -> dict[str, Tensor]:
+def _carried(stored: dict[str, Any], num_edges: int) -> dict[str, Tensor]:
     """What edges carry, (E, C) each."""
     found = {}
     for key in _EDGE_KEYS:
-        value = getattr(data, key, None)
+        value = stored.get(key)
         if value is None:
             continue
         if len(value) != num_edges:
@@ -280,16 +296,3 @@ def _wider(values: list[Tensor]) -> torch.dtype:
         dtype = torch.promote_types(dtype, value.dtype)
     return dtype
 
-
-def _symmetric(index: Tensor, keys: Any, codes: Tensor | None, n: int) -> bool:
-    """Whether every pair has its mirror, with the same code: transposing a sparse matrix sorts it in linear time."""
-    source, target = index.numpy()
-    values = np.ones(len(keys), dtype=np.int64) if codes is None else codes.numpy()
-    mirrored = scipy.sparse.coo_array((values, (target, source)), shape=(n, n)).tocsr()
-    mirrored.sort_indices()
-    rows = np.bincount(source, minlength=n)
-    return bool(
-        np.array_equal(np.diff(mirrored.indptr), rows)
-        and np.array_equal(mirrored.indices, target)
-        and np.array_equal(mirrored.data, values)
-    )

@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,6 +38,8 @@ def spread(values: _Numbers) -> _Numbers:
     Args:
         values: int64, a tensor or an array: the same numbers come out.
     """
+    if isinstance(values, Tensor) and values.device.type == "cpu":
+        return torch.from_numpy(spread(values.numpy()))  # of which the small operations are faster
     z = values * -7046029254386353131
     z ^= z >> 32
     z *= -4658895280553007687

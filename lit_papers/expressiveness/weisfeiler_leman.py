@@ -14,6 +14,7 @@ loops. Colour refinement looks along edges in both directions. That bounds what 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,14 +37,17 @@ class Colouring:
         mask: True on real tuples; None for colour refinement.
         graph_hash: (B,) int64, equal for graphs that the test cannot tell apart.
         rounds: (B,) rounds run for each graph.
-        num_classes: distinct colours in the batch.
     """
 
     colours: Tensor
     mask: Tensor | None
     graph_hash: Tensor
     rounds: Tensor
-    num_classes: int
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Distinct colours in the batch."""
+        return len(torch.unique(self.colours if self.mask is None else self.colours[self.mask]))
 
 
 def colour_refinement(data: Any, *, rounds: int | None = None, node_colours: Tensor | None = None) -> Colouring:
@@ -58,22 +62,12 @@ def colour_refinement(data: Any, *, rounds: int | None = None, node_colours: Ten
         ValueError: features are NaN, or the edges are not held in ``edge_index``.
     """
     graphs = read_graphs(data)
-    source, target, labels = graphs.arcs
-    if labels is None and source.device.type == "cpu":
-        matrix = graphs.matrix
 
-        def refine(colours: Tensor) -> Tensor:
-            values = colours.numpy()
-            return torch.from_numpy(values * _ODD + matrix @ spread(values))
-
-    else:
-
-        def refine(colours: Tensor) -> Tensor:
-            seen = colours.index_select(0, target)
-            return (colours * _ODD).scatter_add_(0, source, spread(seen if labels is None else seen + labels))
+    def refine(colours: Tensor) -> Tensor:
+        return graphs.sum_over_neighbours(colours).add_(colours, alpha=_ODD)
 
     colours, done = _refine_nodes(graphs, _initial(graphs, node_colours), refine, rounds)
-    return Colouring(colours, None, _hash_nodes(graphs, colours), done, len(_unique(colours)))
+    return Colouring(colours, None, _hash_nodes(graphs, colours), done)
 
 
 def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colours: Tensor | None = None) -> Colouring:
@@ -97,14 +91,12 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
         raise ValueError(f"k must be at least 1 for folklore k-WL; got {k}.")
     graphs = read_graphs(data)
     if k == 1:
-        source, target, labels = graphs.arcs
         present, owner, position = graphs.mask, graphs.owner, graphs.position
 
         def refine(colours: Tensor) -> Tensor:
             everyone = mix(colours, 5) * present
             of_nodes = colours[owner, position]
-            seen = of_nodes[target] if labels is None else of_nodes[target] + labels
-            around = graphs.pad(torch.zeros_like(of_nodes).index_add_(0, source, mix(seen, 6)))
+            around = graphs.pad(graphs.sum_over_neighbours(of_nodes))
             return mix(mix(colours, 2) + mix(around, 3) + mix(everyone.sum(1, keepdim=True), 7), 4)
 
     elif k == 2 and graphs.width <= _LARGEST_GEMM:
@@ -196,36 +188,61 @@ def graph_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
     Raises:
         ValueError: there is no such test.
     """
+    return _run(data, test, rounds).graph_hash
+
+
+def vertex_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
+    """Hashes of nodes, (N,) int64: for k-WL those of the tuple (v, ..., v). Arguments as for `graph_hash`."""
+    found = _run(data, test, rounds)
+    if found.mask is None:
+        return found.colours
+    graphs = read_graphs(data)
+    place = graphs.position
+    return found.colours[(graphs.owner, *[place] * (found.colours.ndim - 1))]
+
+
+def pair_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
+    """Hashes of the columns of ``edge_index``, (E,) int64: for k-WL those of the tuple (u, v, ..., v).
+
+    For colour refinement and 1-WL they are made of both ends and of what joins them. Arguments as for `graph_hash`.
+    """
+    found = _run(data, test, rounds)
+    graphs = read_graphs(data)
+    source, target = data.edge_index
+    place, owner = graphs.position, graphs.owner
+    joined = graphs.pair_labels()[owner[source], place[source], place[target]]
+    if found.mask is None or found.colours.ndim == 2:
+        ends = found.colours if found.mask is None else found.colours[owner, place]
+        return mix(mix(ends[source], 60) + mix(ends[target], 61) + mix(joined + (source == target), 62), 63)
+    return found.colours[(owner[source], place[source], *[place[target]] * (found.colours.ndim - 2))]
+
+
+def _run(data: Any, test: str, rounds: int | None) -> Colouring:
     if test == "cr":
-        return colour_refinement(data, rounds=rounds).graph_hash
+        return colour_refinement(data, rounds=rounds)
     found = re.fullmatch(r"(\d+)-(fwl|owl)", test)
     if found is None:
         raise ValueError(f"test must be 'cr', '<k>-fwl' or '<k>-owl'; got {test!r}.")
     run = folklore_wl if found[2] == "fwl" else oblivious_wl
-    return run(data, int(found[1]), rounds=rounds).graph_hash
-
-
-def _unique(values: Tensor) -> Tensor:
-    found: Tensor = torch.unique(values)
-    return found
+    return run(data, int(found[1]), rounds=rounds)
 
 
 def _initial(graphs: GraphBatch, node_colours: Tensor | None) -> Tensor:
     """(N,) hashes of what distinguishes nodes before the first round."""
-    colours = torch.zeros(graphs.num_nodes, dtype=torch.int64, device=graphs.owner.device)
+    colours = graphs.loops.clone()
     if node_colours is not None:
         if node_colours.shape != colours.shape or node_colours.is_floating_point():
             raise ValueError(
                 f"node_colours must be ({graphs.num_nodes},) integers; got {node_colours.dtype} of shape "
                 f"{tuple(node_colours.shape)}."
             )
-        colours = mix(node_colours.to(colours), 40)
+        colours = spread(colours * _ODD + node_colours.to(colours) + 1)
     elif graphs.x is not None:
         for channel in hashable(graphs.x, "x").T.to(colours.device):
-            colours = mix(mix(colours, 42) + mix(channel, 43), 44)
+            colours = spread(colours * _ODD + channel + 1)
     if graphs.node_type is not None:
-        colours = mix(mix(colours, 47) + mix(graphs.node_type.to(colours), 48), 49)
-    return mix(colours + graphs.loops, 41)
+        colours = spread(colours * _ODD + graphs.node_type.to(colours) + 1)
+    return spread(colours + 1)
 
 
 def _refine_nodes(
@@ -263,8 +280,13 @@ def _checked(rounds: int) -> int:
 
 
 def _hash_nodes(graphs: GraphBatch, colours: Tensor) -> Tensor:
-    total = torch.zeros(graphs.num_graphs, dtype=torch.int64, device=colours.device)
-    return mix(total.index_add_(0, graphs.owner, mix(colours, 8)) + mix(graphs.sizes, 9), 4)
+    hashes = spread(colours + _ODD)
+    if graphs.num_graphs == 1:
+        total = hashes.sum(0, keepdim=True)
+    else:
+        total = torch.zeros(graphs.num_graphs, dtype=torch.int64, device=colours.device)
+        total.scatter_add_(0, graphs.owner, hashes)
+    return spread(total * _ODD + graphs.sizes)
 
 
 def _tuples(mask: Tensor, k: int) -> Tensor:
@@ -308,7 +330,7 @@ def _tuple_wl(
             running = running & (counts != previous)
     total = (mix(colours, 8) * real).flatten(1).sum(1)
     hashes = mix(total + mix(graphs.sizes, 9), 4)
-    return Colouring(torch.where(real, colours, 0), real, hashes, done, len(_unique(colours[real])))
+    return Colouring(torch.where(real, colours, 0), real, hashes, done)
 
 
 def _atomic_types(graphs: GraphBatch, k: int, node_colours: Tensor | None) -> Tensor:
