@@ -223,9 +223,7 @@ def read_graphs(data: Any) -> GraphBatch:
             raise ValueError(f"x has {len(x)} rows, but there are {n} nodes.")
         x = x.reshape(n, 1) if x.ndim == 1 else x.flatten(1)
     held = [None if value is None else value.to(device) for value in (counts, attributes, codes)]
-    return GraphBatch(
-        index.to(device), ptr.to(device), owner.to(device), x, stored.get("node_type"), *held, relations
-    )
+    return GraphBatch(index.to(device), ptr.to(device), owner.to(device), x, stored.get("node_type"), *held, relations)
 
 
 def refuse_other_forms(data: Any) -> dict[str, Any]:
@@ -295,4 +293,3 @@ def _wider(values: list[Tensor]) -> torch.dtype:
     for value in values[1:]:
         dtype = torch.promote_types(dtype, value.dtype)
     return dtype
-

@@ -24,7 +24,7 @@ from lit_papers.expressiveness.features import (
 )
 from lit_papers.expressiveness.graphs import import_graph_extra
 from lit_papers.expressiveness.paired_t2 import PairedT2, paired_t2
-from lit_papers.expressiveness.weisfeiler_leman import graph_hash, pair_hash, vertex_hash
+from lit_papers.expressiveness.weisfeiler_leman import graph_hash, pair_hash, parse_test, vertex_hash
 
 __all__ = [
     "PairedT2",
@@ -189,6 +189,8 @@ def separation_power(
         raise ValueError("pairs is empty: there is nothing to tell apart.")
     if relabelings < 2:
         raise ValueError(f"relabelings must be at least 2, to see what relabelling changes; got {relabelings}.")
+    for test in tests:
+        parse_test(test)
     adapter = GraphCall(call, readout, level)
     if level != "graph" and not all(hasattr(pair, "at") for pair in pairs):
         raise ValueError(f"level={level!r} needs pairs with `at`, as vertex_pairs and edge_pairs make them.")

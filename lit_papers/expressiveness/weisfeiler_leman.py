@@ -217,14 +217,25 @@ def pair_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
     return found.colours[(owner[source], place[source], *[place[target]] * (found.colours.ndim - 2))]
 
 
-def _run(data: Any, test: str, rounds: int | None) -> Colouring:
+def parse_test(test: str) -> tuple[str, int]:
+    """A test's kind, ``cr``, ``fwl`` or ``owl``, and its k.
+
+    Raises:
+        ValueError: there is no such test.
+    """
     if test == "cr":
-        return colour_refinement(data, rounds=rounds)
-    found = re.fullmatch(r"(\d+)-(fwl|owl)", test)
+        return "cr", 1
+    found = re.fullmatch(r"([1-9]\d*)-(fwl|owl)", test)
     if found is None:
         raise ValueError(f"test must be 'cr', '<k>-fwl' or '<k>-owl'; got {test!r}.")
-    run = folklore_wl if found[2] == "fwl" else oblivious_wl
-    return run(data, int(found[1]), rounds=rounds)
+    return found[2], int(found[1])
+
+
+def _run(data: Any, test: str, rounds: int | None) -> Colouring:
+    kind, k = parse_test(test)
+    if kind == "cr":
+        return colour_refinement(data, rounds=rounds)
+    return (folklore_wl if kind == "fwl" else oblivious_wl)(data, k, rounds=rounds)
 
 
 def _initial(graphs: GraphBatch, node_colours: Tensor | None) -> Tensor:
