@@ -57,9 +57,8 @@ def snap(graphs: Sequence[Any]) -> None:
         flat = torch.cat([value.reshape(len(value), -1) for value in values])
         for column in flat.T:
             group, clear = _groups(column, _tolerance(column))
-            means = torch.zeros(int(group.max()) + 1, dtype=column.dtype).index_reduce_(
-                0, group, column, "mean", include_self=False
-            )
+            sums = torch.zeros(int(group.max()) + 1, dtype=column.dtype).index_add_(0, group, column)
+            means = sums / torch.bincount(group)
             column.copy_(torch.where(clear, means[group], column))
         for graph, part in zip(graphs, flat.split([len(value) for value in values]), strict=True):
             graph[key] = part.reshape(graph[key].shape)

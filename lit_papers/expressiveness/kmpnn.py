@@ -296,10 +296,11 @@ class KMPNN(nn.Module):
 def recalibrate(
     model: nn.Module, batches: Iterable[Any], call: Callable[[nn.Module, Any], Tensor] | None = None
 ) -> None:
-    """Give batch norms the statistics that the weights of this moment have on these batches, each counted once.
+    """Give batch norms the mean and variance that the weights of this moment have on these batches, all taken together.
 
-    Running averages lag behind the weights; where graphs differ by less than the weights move, evaluation then says
-    nothing of what training learned.
+    Running averages lag behind the weights, and their variance is that of a sample; where graphs differ by less than that,
+    evaluation then says nothing of what training learned. Norms are set one by one, in the order in which they are
+    registered, as each one's input depends on those before it: a pass over the batches for each.
 
     Args:
         model: its mode and everything but the statistics stay as they are.
@@ -307,22 +308,42 @@ def recalibrate(
         call: how the model is called; None for ``model(batch)``.
     """
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    norms = [part for part in norms if part.track_running_stats]
-    if not norms:
-        return
     modes = {part: part.training for part in model.modules()}
-    momenta = [norm.momentum for norm in norms]
+    batches = list(batches)
     try:
         model.eval()
         for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average
+            if norm.track_running_stats:
+                _take_statistics(norm, model, batches, call)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _take_statistics(
+    norm: nn.modules.batchnorm._BatchNorm,
+    model: nn.Module,
+    batches: list[Any],
+    call: Callable[[nn.Module, Any], Tensor] | None,
+) -> None:
+    seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        rows = inputs[0].detach().transpose(0, 1).flatten(1).double()  # (C, rows)
+        seen.append((rows.shape[1], rows.sum(1), rows.var(1, correction=0) * rows.shape[1]))
+
+    handle = norm.register_forward_pre_hook(look)
+    try:
         with torch.no_grad():
             for batch in batches:
                 model(batch) if call is None else call(model, batch)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for part, training in modes.items():
-            part.training = training
+        handle.remove()
+    total = sum(count for count, _, _ in seen)
+    if not total or norm.running_mean is None or norm.running_var is None:
+        return
+    mean = torch.stack([sums for _, sums, _ in seen]).sum(0) / total
+    inside = torch.stack([squares for _, _, squares in seen]).sum(0)
+    between = torch.stack([count * (sums / max(count, 1) - mean).square() for count, sums, _ in seen]).sum(0)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_((inside + between) / total)

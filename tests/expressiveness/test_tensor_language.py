@@ -342,7 +342,8 @@ def test_modules() -> None:
     [
         ("sum[x](", 7), ("E(x)", 3), ("P(x) P(y)", 5), ("foo", 3), ("E(x,y", 5), ("1[x<y]", 3), ("3..2", 0), ("", 0),
         ("2 +", 3), ("sum[x|E(y,z)](P(x))", 0), ("sum[x|E(x,x)](P(x))", 0), ("f()", 2), ("1e400", 0), ("(P(x)", 5),
-        ("P(x))", 4), ("P(2)", 2), ("sum[](P(x))", 4), ("P(x)^y", 5), ("P(x)/0", 5), ("E[a](x,y)", 2), ("M[foo](x,y)", 1),
+        ("P(x))", 4), ("P(2)", 2), ("sum[](P(x))", 4), ("P(x)^y", 5), ("P(x)/0", 5), ("E[a](x,y)", 2),
+        ("M[foo](x,y)", 1),
         ("sum[x,y|E(x,y)](P(x))", 7),
     ],
 )  # fmt: skip
@@ -364,7 +365,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"'wrong' got \d+ rows and returned \(1, 2\)"):
         evaluate(parse("wrong(P(x))"), graphs, {"wrong": lambda values: values[:1]})
     for text in ("E[1](x,y)", "Q(x,y)"):
-        with pytest.raises(IndexError, match="edge_type|edge_attr"):
+        with pytest.raises(IndexError, match=r"edge_type|edge_attr"):
             evaluate(parse(text), graphs)
 
 
