@@ -23,7 +23,7 @@ class GraphCall:
     ``z``, ...; ``batch`` is which graph each node is of). Any other gets the batch.
 
     Args:
-        call: a function (model, batch) to the output instead.
+        call: a function (model, batch) to the output, or to (output, targets), instead.
         readout: over the nodes of each graph, ``sum`` or ``mean``, for models with an output for each node.
         level: what the output has a row for; ``graph`` unless told otherwise.
 
@@ -31,7 +31,7 @@ class GraphCall:
         ValueError: an argument is none of these, or contradicts another.
     """
 
-    call: Callable[[nn.Module, Any], Tensor] | None = None
+    call: Callable[[nn.Module, Any], Any] | None = None
     readout: Readout | None = None
     level: Level = "graph"
 
@@ -58,6 +58,7 @@ class GraphCall:
         refuse_other_forms(batch)
         if self.call is not None:
             output = self.call(model, batch)
+            output = output[0] if isinstance(output, tuple) else output
         elif _by_name(model):
             output = model(**_arguments(model, batch))
         else:

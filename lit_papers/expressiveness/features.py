@@ -112,6 +112,32 @@ def colours(copies: Sequence[Sequence[Relabelled]], seen: frozenset[str] | None)
     return data.Batch.from_data_list(plain)
 
 
+def dressed(graph: Any, like: Any) -> Any:
+    """A copy of a graph whose nodes and edges all carry what the first ones of another graph do.
+
+    Args:
+        graph: whose features are the same everywhere, so that nothing is lost.
+        like: a graph that a model reads.
+
+    Raises:
+        ValueError: the graph has features that differ.
+    """
+    for key in feature_keys(graph):
+        value = graph[key]
+        if len(value) and (value != value[:1]).any():
+            raise ValueError(
+                f"{key} of the pairs' graphs differs between nodes or edges, and is not what the model reads."
+            )
+    found = graph.clone()
+    for key in (*feature_keys(like), *(k for k in ("edge_type", "node_type") if k in like)):
+        value = like[key]
+        if like.is_node_attr(key) or like.is_edge_attr(key):
+            count = graph.num_nodes if like.is_node_attr(key) else graph.num_edges
+            value = value[:1].expand(count, *value.shape[1:]).clone()
+        found[key] = value
+    return found
+
+
 def copies_of(
     graph: Any, count: int, transform: Callable[[Any], Any] | None, generator: torch.Generator
 ) -> list[Relabelled]:

@@ -37,6 +37,7 @@ __all__ = [
     "paired_t2",
     "relabelled",
     "separation_power",
+    "try_call",
     "vertex_pairs",
 ]
 
@@ -56,7 +57,7 @@ class PlacedPair(NamedTuple):
 
     first: Any
     second: Any
-    at: tuple[Any, Any]
+    at: tuple[Any, Any] | None
     part: str = "all"
 
 
@@ -192,7 +193,7 @@ def separation_power(
     for test in tests:
         parse_test(test)
     adapter = GraphCall(call, readout, level)
-    if level != "graph" and not all(hasattr(pair, "at") for pair in pairs):
+    if level != "graph" and any(getattr(pair, "at", None) is None for pair in pairs):
         raise ValueError(f"level={level!r} needs pairs with `at`, as vertex_pairs and edge_pairs make them.")
     uneven = sum(int(first.num_nodes) != int(second.num_nodes) for first, second in map(_graphs, pairs))
     if uneven:
@@ -200,10 +201,7 @@ def separation_power(
             f"{uneven} of {len(pairs)} pairs have graphs of different sizes, trivially separated by size.", UserWarning,
             stacklevel=2,
         )  # fmt: skip
-    clone = copy.deepcopy(model).to("cpu", dtype).eval()
-    clone.__dict__.pop("forward", None)  # where Lightning keeps a compiled one, which is bound to the original
-    with isolate_rng(), torch.no_grad(), _default_dtype(dtype):
-        torch.manual_seed(seed)
+    with _measuring(model, dtype, seed) as clone:
         run = _Measurement(clone, adapter, relabelings, dtype, ratio, transform, torch.Generator().manual_seed(seed))
         seen = run.check(pairs[0])
         known = (
@@ -272,6 +270,26 @@ def pair_ceilings(
     return found
 
 
+def try_call(
+    model: nn.Module,
+    pair: Any,
+    adapter: GraphCall,
+    *,
+    transform: Transform | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> frozenset[str] | None:
+    """Call a copy of the model once on a pair, as `separation_power` will.
+
+    Returns:
+        Names of the features that the model gets; None for all that the graphs have.
+
+    Raises:
+        ValueError: it cannot be called on these graphs, or its output has another shape.
+    """
+    with _measuring(model, dtype, 0) as clone:
+        return _Measurement(clone, adapter, 2, dtype, 1.0, transform, torch.Generator().manual_seed(0)).check(pair)
+
+
 def embed(
     model: nn.Module,
     batch: Any,
@@ -283,14 +301,18 @@ def embed(
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that a forward makes are of the model's kind."""
+def _measuring(model: nn.Module, dtype: torch.dtype, seed: int) -> Iterator[nn.Module]:
+    """A copy of a model that evaluates in a type of numbers; tensors that its forward makes are of that type too."""
+    clone = copy.deepcopy(model).to("cpu", dtype).eval()
+    clone.__dict__.pop("forward", None)  # where Lightning keeps a compiled one, which is bound to the original
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with isolate_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            yield clone
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _graphs(pair: Any) -> tuple[Any, Any]:
