@@ -15,7 +15,7 @@ from lit_papers.expressiveness.separation import SeparationReport, Transform
 class SeparationPower(Watch):
     """Logs how many pairs of graphs a graph network separates, beside what Weisfeiler-Leman tests could.
 
-    Attach it to any LightningModule whose ``forward`` takes a PyG batch, or parts of one by name (``x, edge_index, ...``)::
+    Attach it to any LightningModule whose ``forward`` takes a PyG batch, or by name parts of one (``x, edge_index``)::
 
         trainer = Trainer(callbacks=[SeparationPower(GraphPairs("constructed").pairs)])
 
@@ -23,8 +23,8 @@ class SeparationPower(Watch):
     graphs of each pair (`lit_papers.expressiveness.separation.separation_power`). Logged are ``separation/separated``,
     ``/total``, ``/unreliable``, ``/grey``, ``/control`` (the largest ratio between a graph and itself: the floor),
     ``separation/ceiling/<test>`` and ``separation/part/<part>``. Every process measures the same; the network, its mode
-    and the random streams stay as they are. The call is tried once before the first step; nodes and edges of pairs that the
-    network cannot read get the features of the first node and edge of the training data.
+    and the random streams stay as they are. The call is tried once before the first step; nodes and edges of pairs that
+    the network cannot read get the features of the first node and edge of the training data.
 
     Args:
         pairs: of graphs; None takes ``trainer.datamodule.pairs``.

@@ -19,8 +19,8 @@ _ALL = ("edge_index", "pos")  # a forward that has one of these takes the parts 
 class GraphCall:
     """Calls a model on a PyG ``Batch`` and returns a row for each graph, node or edge.
 
-    A forward with ``edge_index`` or ``pos`` gets, by name, all that it asks for and the batch has (``x``, ``edge_attr``,
-    ``z``, ...; ``batch`` is which graph each node is of). Any other gets the batch.
+    A forward with ``edge_index`` or ``pos`` gets, by name, all that it asks for and the batch has: ``x``, ``edge_attr``,
+    ``z``, and as ``batch`` the graph of each node. Any other gets the batch.
 
     Args:
         call: a function (model, batch) to the output, or to (output, targets), instead.
@@ -69,8 +69,8 @@ class GraphCall:
             shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ValueError(
                 f"the model's output is {shape}; with readout={self.readout!r} and level={self.level!r} it must be "
-                f"({wanted}, d). A model with an output for each node needs readout='sum' or 'mean'; for any other, pass "
-                "call=, a function (model, batch) to that."
+                f"({wanted}, d). A model with an output for each node needs readout='sum' or 'mean'; for any other, "
+                "pass call=, a function (model, batch) to that."
             )
         output = output.reshape(wanted, -1)
         if self.readout is None:

@@ -1,7 +1,7 @@
 """Graph networks of the literature as expressions, each with the bound that follows from its syntax.
 
-Functions in these expressions are placeholders (``linear1``, ``mlp2``): give `evaluate` the trained ones by name. Messages
-run as in PyG: node y sends to x where there is an edge from y to x.
+Functions in these expressions are placeholders (``linear1``, ``mlp2``): give `evaluate` the trained ones by name.
+Messages run as in PyG: node y sends to x where there is an edge from y to x.
 """
 
 from collections.abc import Callable
@@ -91,7 +91,8 @@ ARCHITECTURES: dict[str, Blueprint] = {
     "sgc": _blueprint(message_passing.sgc, "1-WL", f"Wu et al. (2019), {_SYNTAX}", hops=2),
     "gat": _blueprint(message_passing.gat, "1-WL", f"{_SYNTAX}: the softmax's denominator is a sibling sum"),
     "cheb": _blueprint(
-        message_passing.cheb, "1-WL", f"{_PAPER}; for a fixed largest eigenvalue, from data it exceeds colour refinement",
+        message_passing.cheb, "1-WL",
+        f"{_PAPER}; for a fixed largest eigenvalue, from data it exceeds colour refinement",
         order=2,
     ),
     "cayley": _blueprint(
@@ -101,7 +102,7 @@ ARCHITECTURES: dict[str, Blueprint] = {
     ),
     "walk": _blueprint(message_passing.walk, "1-WL", _SYNTAX, order=2),
     "gsn": _blueprint(
-        subgraphs.gsn, "depends on the counts: 2-FWL has cycles up to 7, (p-1)-FWL cliques of p (Bouritsas et al., 2022)",
+        subgraphs.gsn, "what the counts need: 2-FWL for cycles up to 7, (p-1)-FWL for cliques of p",
         "Bouritsas et al. (2022): counts of cycles, or cliques, of up to so many nodes as features",
         pattern="cycle", size=4, least={"size": 3}, most={"size": 6},
     ),
@@ -110,7 +111,7 @@ ARCHITECTURES: dict[str, Blueprint] = {
     ),
     "nested": _blueprint(
         subgraphs.nested, "2-FWL (Frasca et al., 2022)",
-        "Zhang & Li (2021): a network on the ego network of each node, and the sum over that; hops=0 is the whole graph",
+        "Zhang & Li (2021): a network on the ego network of each node, and the sum over it; hops=0 is the whole graph",
         hops=0, least={"hops": 0},
     ),
     "esan": _blueprint(
@@ -118,21 +119,24 @@ ARCHITECTURES: dict[str, Blueprint] = {
         "Bevilacqua et al. (2022), DSS with marked nodes: messages within each copy, and across all copies",
     ),
     "i2gnn": _blueprint(
-        subgraphs.i2gnn, "3-FWL; 2-FWL does not bound it (Huang et al., 2023)", "Huang et al. (2023): a node and a neighbour marked"
+        subgraphs.i2gnn, "3-FWL; 2-FWL does not bound it (Huang et al., 2023)",
+        "Huang et al. (2023): a node and a neighbour marked",
     ),
     "kpgnn": _blueprint(
         subgraphs.kpgnn, "2-FWL (Feng et al., 2022)",
         "Feng et al. (2022): neighbours at each distance, and the edges among them", hops=2,
     ),
     "sswl": _blueprint(
-        subgraphs.sswl, "strictly below 2-FWL (Zhang et al., 2023)", "Zhang et al. (2023), GNN-SSWL+ without pooling steps"
+        subgraphs.sswl, "strictly below 2-FWL (Zhang et al., 2023)",
+        "Zhang et al. (2023), GNN-SSWL without pooling between layers",
     ),
     "gps": _blueprint(
         tuple_networks.gps, "1-WL, with encodings what these see (Rampášek et al., 2022)",
         "Rampášek et al. (2022): attention over all nodes beside messages", encoding="none",
     ),
     "edge_transformer": _blueprint(
-        tuple_networks.edge_transformer, "2-FWL, tight (Müller et al., 2024)", "Bergen et al. (2021): triangular attention",
+        tuple_networks.edge_transformer, "2-FWL, tight (Müller et al., 2024)",
+        "Bergen et al. (2021): triangular attention",
         tight=True,
     ),
     "ppgn": _blueprint(tuple_networks.ppgn, "2-FWL", f"{_PAPER}; Maron et al. (2019)", tight=True),
@@ -146,12 +150,13 @@ ARCHITECTURES: dict[str, Blueprint] = {
     ),
     "ign": _blueprint(
         tuple_networks.invariant, "(order-1)-FWL, of t (order-1) rounds by theorem 5.1",
-        f"{_PAPER}; Maron et al. (2019): the sum over all tuples costs as many sums as the order, one more than the theorem",
+        f"{_PAPER}; Maron et al. (2019): the sum over all tuples is as many sums as the order, one more than there",
         order=2, least={"order": 2}, most={"order": 3},
     ),
     "simplicial": _blueprint(
         tuple_networks.simplicial, "beyond 1-WL (Bodnar et al., 2021)",
-        "Bodnar et al. (2021): two simplices in a larger one share all nodes but one each", dimension=1, most={"dimension": 3},
+        "Bodnar et al. (2021): two simplices in a larger one share all nodes but one each",
+        dimension=1, most={"dimension": 3},
     ),
 }  # fmt: skip
 
@@ -169,10 +174,10 @@ def architecture(name: str, *, layers: int = 1, readout: bool = False, **options
         layers: t, at least 1.
         readout: sum over all nodes at the end, or over all tuples where these are what has values; without it, such a
             network gives a node the value of the tuple (v, ..., v).
-        options: ``aggr`` of sage; ``relations`` of rgcn; ``hops`` of sgc, nested and kpgnn; ``order`` of cheb, walk, ign
-            and cayley, and the ``iterations`` of Jacobi's method of the last; ``pattern`` (cycle or clique) and ``size`` of
-            gsn; ``encoding`` of gps: none, or a matrix such as walk8, resistance or spectral1, whose diagonal the nodes
-            get; ``k`` of fgnn and kgnn; ``dimension`` of simplicial.
+        options: ``aggr`` of sage; ``relations`` of rgcn; ``hops`` of sgc, nested and kpgnn; ``order`` of cheb, walk,
+            ign and cayley, and ``iterations`` of Jacobi's method of the last; ``pattern`` (cycle or clique) and
+            ``size`` of gsn; ``encoding`` of gps: none, or a matrix such as walk8, resistance or spectral1, whose
+            diagonal the nodes get; ``k`` of fgnn and kgnn; ``dimension`` of simplicial.
 
     Raises:
         ValueError: the name or an option is unknown, or out of range.

@@ -47,8 +47,8 @@ def relabel(graph: Any, generator: torch.Generator | None) -> Relabelled:
 def snap(graphs: Sequence[Any]) -> None:
     """Make float features that differ by rounding alone equal, in all graphs at once and in place.
 
-    Values of a channel are joined where they differ by less than 64 roundings of its largest one: those that a transform
-    computed for isomorphic graphs in another order. Values that are not in clear groups stay as they are.
+    Values of a channel are joined where they differ by less than 64 roundings of its largest one: those that a
+    transform computed for isomorphic graphs in another order. Values that are not in clear groups stay as they are.
     """
     for key in feature_keys(graphs[0]):
         values = [graph[key] for graph in graphs if key in graph]

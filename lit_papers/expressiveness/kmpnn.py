@@ -242,8 +242,8 @@ class KMPNN(nn.Module):
         num_layers: at least 1; t layers are bounded by t rounds of folklore k-WL.
         conv: ``fgnn`` or ``mpnn``.
         activation: None takes `Sine`, or tanh with `batch_norm`.
-        batch_norm: over tuples in every layer, and over graphs before the head: without it, the embeddings of hard graphs
-            move by more in a step than they differ. Evaluation needs `recalibrate`.
+        batch_norm: over tuples in every layer, and over graphs before the head: without it, the embeddings of hard
+            graphs move by more in a step than they differ. Evaluation needs `recalibrate`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -298,9 +298,9 @@ def recalibrate(
 ) -> None:
     """Give batch norms the mean and variance that the weights of this moment have on these batches, all taken together.
 
-    Running averages lag behind the weights, and their variance is that of a sample; where graphs differ by less than that,
-    evaluation then says nothing of what training learned. Norms are set one by one, in the order in which they are
-    registered, as each one's input depends on those before it: a pass over the batches for each.
+    Running averages lag behind the weights, and their variance is that of a sample; where graphs differ by less than
+    that, evaluation then says nothing of what training learned. Norms are set one by one, in the order in which they
+    are registered, as each one's input depends on those before it: a pass over the batches for each.
 
     Args:
         model: its mode and everything but the statistics stay as they are.

@@ -96,22 +96,23 @@ class SeparationLens(Lens):
             )
         try:
             with subject.moment().network() as network:
-                seen, pairs = self._readable(network, pairs, _sample(subject))
+                seen, pairs = self._readable(network, pairs, subject)
             ceilings = pair_ceilings(pairs, self.tests, transform=self.transform, level=self.adapter.level, seen=seen)
         except (ValueError, MemoryError) as error:
             raise NotApplicable(f"SeparationPower: {error}") from error
         return Prepared(pairs, ceilings)
 
     def _readable(
-        self, network: nn.Module, pairs: Sequence[Any], sample: Any
+        self, network: nn.Module, pairs: Sequence[Any], subject: Subject
     ) -> tuple[frozenset[str] | None, Sequence[Any]]:
-        """What the network reads of the pairs, and these, with the features of a sample where it needs them."""
+        """What the network reads of the pairs, and these, with features of the training data where it needs them."""
         try:
             return try_call(network, pairs[0], self.adapter, transform=self.transform, dtype=self.dtype), pairs
         except ValueError as error:
-            if sample is None:
-                raise
             reason = error
+        sample = _sample(subject)
+        if sample is None:
+            raise reason
         try:
             alike = [
                 PlacedPair(

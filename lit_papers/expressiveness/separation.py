@@ -163,8 +163,8 @@ def separation_power(
     The second group of each graph is a control: an isomorphic copy, which nothing may tell apart.
 
     Features that some computation made differ by rounding between isomorphic graphs. Float features that are equal up
-    to 64 roundings are therefore made equal, for the model as for the tests; with a `transform`, the tests take as equal
-    what relabelling was seen to change.
+    to 64 roundings are therefore made equal, for the model as for the tests; with a `transform`, the tests take as
+    equal what relabelling was seen to change.
 
     Args:
         model: see `lit_papers.expressiveness.adapter.GraphCall`; a copy runs, on the CPU in evaluation mode.

@@ -1,7 +1,7 @@
 """Networks on marked copies of a graph, and on counts of patterns, as expressions: `architectures` has their names.
 
-A copy is an index: h(v, u) is the value of node u in the copy where v is marked. Three names are in use at once, v, u and
-the neighbour that is summed over, and that is the reason why 2-WL (folklore) bounds nearly all of them.
+A copy is an index: h(v, u) is the value of node u in the copy where v is marked. Three names are in use at once, v, u
+and the neighbour that is summed over, and that is the reason why 2-WL (folklore) bounds nearly all of them.
 """
 
 import itertools

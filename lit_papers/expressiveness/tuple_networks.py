@@ -163,7 +163,7 @@ def _fillings(k: int) -> Iterator[tuple[int, ...]]:
 
 
 def simplicial(layers: int, settings: dict[str, Any]) -> Expression:
-    """MPSN: cliques of up to dimension + 1 nodes; from faces, from larger ones, and from those beside in a larger one."""
+    """MPSN: cliques of up to dimension + 1 nodes; from faces, larger ones, and those beside in a larger one."""
     largest = settings["dimension"] + 1
 
     def clique(names: tuple[str, ...]) -> list[Expression]:

@@ -109,7 +109,8 @@ def test_edge_atoms() -> None:
     pair = Data(edge_index=torch.tensor([[0, 0, 1], [1, 1, 0]]), num_nodes=2, x=torch.ones(2, 1))
     pair.edge_attr, pair.edge_type = torch.tensor([[2.0], [3.0], [7.0]]), torch.tensor([0, 1, 0])
     matrices = {
-        "E(x,y)": [[0, 2], [1, 0]], "E[1](x,y)": [[0, 1], [0, 0]], "Q0(x,y)": [[0, 5], [7, 0]], "Q(y,x)": [[0, 7], [5, 0]],
+        "E(x,y)": [[0, 2], [1, 0]], "E[1](x,y)": [[0, 1], [0, 0]], "Q0(x,y)": [[0, 5], [7, 0]],
+        "Q(y,x)": [[0, 7], [5, 0]],
     }  # fmt: skip
     for text, expected in matrices.items():
         assert evaluate(parse(text), pair)[0, :, :, 0].tolist() == expected

@@ -137,8 +137,8 @@ def random_expression(draw: random.Random, names: list[str], depth: int) -> Expr
     x, y = draw.choice(names), draw.choice(names)
     if depth == 0 or draw.random() < 0.15:
         atoms = [
-            Label(0, x), Edge(x, y), Edge(x, y), Edge(x, x), Edge(x, y, draw.randrange(2)), EdgeLabel(0, x, y), Equal(x, y),
-            Equal(x, y, negated=True), Constant(0.5),
+            Label(0, x), Edge(x, y), Edge(x, y), Edge(x, x), Edge(x, y, draw.randrange(2)), EdgeLabel(0, x, y),
+            Equal(x, y), Equal(x, y, negated=True), Constant(0.5),
         ]  # fmt: skip
         return draw.choice(atoms)
     kind = draw.random()
