@@ -19,7 +19,7 @@ _ALL = ("edge_index", "pos")  # a forward that has one of these takes the parts 
 class GraphCall:
     """Calls a model on a PyG ``Batch`` and returns a row for each graph, node or edge.
 
-    A forward with ``edge_index`` or ``pos`` gets, by name, all that it asks for and the batch has: ``x``, ``edge_attr``,
+    A forward with ``edge_index`` or ``pos`` gets, by name, what it asks for and the batch has: ``x``, ``edge_attr``,
     ``z``, and as ``batch`` the graph of each node. Any other gets the batch.
 
     Args:

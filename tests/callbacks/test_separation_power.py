@@ -120,7 +120,7 @@ class Project(LightningModule):
         super().__init__()
         self.kind, self.steps = kind, 0
         width = {"7 features": 7, "embedding": 16}.get(kind, 1)
-        self.embedding, self.extra = nn.Embedding(28, 16), nn.Linear(16, 16)
+        self.embedding, self.added = nn.Embedding(28, 16), nn.Linear(16, 16)
         self.conv = GINEConv(nn.Linear(width, 16), edge_dim=1) if kind == "edge_attr" else GIN(width, 16, 2, 16)
         self.head = nn.Linear(16, 1 if kind == "output (B,)" else 2)
 
@@ -128,7 +128,7 @@ class Project(LightningModule):
         x = self.embedding(data.x.squeeze(-1)) if self.kind == "embedding" else data.x
         h = self.conv(x, data.edge_index, *([data.edge_attr] if self.kind == "edge_attr" else []))
         if self.kind == "float32 in forward":
-            h = h + self.extra(torch.ones(data.num_nodes, 16))
+            h = h + self.added(torch.ones(data.num_nodes, 16))
         return self.head(global_add_pool(h, data.batch)).squeeze(-1)
 
     def training_step(self, data: Any, index: int) -> Tensor:
