@@ -1,24 +1,30 @@
 """Which pairs of graphs a network tells apart, measured while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
 from lit_papers.callbacks.watching import Watch, renamed
+from lit_papers.expressiveness.adapter import Level, Readout
 from lit_papers.expressiveness.lens import SeparationLens
-from lit_papers.expressiveness.separation import Readout, SeparationReport
+from lit_papers.expressiveness.separation import SeparationReport, Transform
 
 
 class SeparationPower(Watch):
     """Logs how many pairs of graphs a graph network separates, beside what Weisfeiler-Leman tests could.
 
-    Attach it to any LightningModule whose ``forward`` takes a PyG batch, or ``x, edge_index`` (and ``batch``)::
+    Attach it to any LightningModule whose ``forward`` takes a PyG batch, or by name parts of one (``x, edge_index``)::
 
         trainer = Trainer(callbacks=[SeparationPower(GraphPairs("constructed").pairs)])
 
     After the chosen epochs, and when validating, a float64 copy of the network embeds relabelings of both
     graphs of each pair (`lit_papers.expressiveness.separation.separation_power`). Logged are ``separation/separated``,
-    ``/total``, ``/unreliable``, ``/grey``, ``separation/ceiling/<test>`` and ``separation/part/<part>``. Every process
-    measures the same; the network, its mode and the random streams stay as they are.
+    ``/total``, ``/unreliable``, ``/grey``, ``/control`` (the largest ratio between a graph and itself: the floor),
+    ``separation/ceiling/<test>`` and ``separation/part/<part>``. Every process measures the same; the network, its mode
+    and the random streams stay as they are. The call is tried once before the first step; nodes and edges of pairs that
+    the network cannot read get the features of the first node and edge of the training data.
 
     Args:
         pairs: of graphs; None takes ``trainer.datamodule.pairs``.
@@ -27,6 +33,10 @@ class SeparationPower(Watch):
         relabelings: of each graph, at least 2.
         tests: whose ceilings are shown.
         readout: for networks with an output for each node.
+        call: a function (module, batch) to the output, where ``forward`` is not what is to be called.
+        transform: of PyG, run on each relabelled graph, such as positional encodings.
+        level: ``graph``, or ``vertex`` or ``edge`` for pairs with ``at``.
+        dtype: of the copy that is measured.
         name: prefix of keys and name of the figure; give each of several instances its own.
         every_n_epochs: the old name of ``epochs``, refused.
 
@@ -45,11 +55,18 @@ class SeparationPower(Watch):
         relabelings: int = 4,
         tests: Sequence[str] = ("cr", "2-fwl"),
         readout: Readout | None = None,
+        *,
+        call: Callable[[nn.Module, Any], Any] | None = None,
+        transform: Transform | None = None,
+        level: Level = "graph",
+        dtype: torch.dtype = torch.float64,
         name: str | None = None,
         every_n_epochs: int | None = None,
     ) -> None:
         renamed(every_n_epochs)
-        self._separation = SeparationLens(pairs, relabelings, tests, readout)
+        self._separation = SeparationLens(
+            pairs, relabelings, tests, readout, call=call, transform=transform, level=level, dtype=dtype
+        )
         super().__init__(self._separation, epochs=epochs, name=name)
 
     @property

@@ -1,24 +1,17 @@
 """Graph networks of the literature as expressions, each with the bound that follows from its syntax.
 
 Functions in these expressions are placeholders (``linear1``, ``mlp2``): give `evaluate` the trained ones by name.
+Messages run as in PyG: node y sends to x where there is an edge from y to x.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from lit_papers.expressiveness import message_passing, subgraphs, tuple_networks
 from lit_papers.expressiveness.bounds import Bound, bound
-from lit_papers.expressiveness.expressions import (
-    Aggregate,
-    Edge,
-    Expression,
-    Function,
-    Kind,
-    Label,
-)
-
-_PAPER = "Geerts & Reutter (2022)"
-_Layer = Callable[[int, str, str, Expression, Expression], Expression]
+from lit_papers.expressiveness.expressions import Aggregate, Expression
+from lit_papers.expressiveness.tuple_networks import TupleNetwork
 
 
 @dataclass(frozen=True)
@@ -28,23 +21,149 @@ class Architecture:
     Attributes:
         name: as given.
         layers: t.
-        expression: None where only a theorem gives the bound.
-        bound: on what it can tell apart.
+        expression: its value for a node, or for a graph.
+        bound: on what it can tell apart, as the expression has it.
         tight: some choice of its functions reaches the bound.
-        source: of the bound.
+        literature: what the literature says of it, in the names of this paper.
+        source: who describes it, and what there is to know.
     """
 
     name: str
     layers: int
-    expression: Expression | None
+    expression: Expression
     bound: Bound
     tight: bool
+    literature: str
     source: str
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """How an architecture is written.
+
+    Attributes:
+        build: from (layers, options) to an expression with the free index x1, or to one for each tuple of nodes.
+        tight, literature, source: as in `Architecture`.
+        options: with their defaults.
+        least: smallest values of options, where that is not 1.
+        most: largest values of options, where there are any.
+    """
+
+    build: Callable[[int, dict[str, Any]], Expression | TupleNetwork]
+    tight: bool
+    literature: str
+    source: str
+    options: dict[str, Any]
+    least: dict[str, int]
+    most: dict[str, int]
+
+
+def _blueprint(
+    build: Callable[[int, dict[str, Any]], Expression | TupleNetwork],
+    literature: str,
+    source: str,
+    *,
+    tight: bool = False,
+    least: dict[str, int] | None = None,
+    most: dict[str, int] | None = None,
+    **options: Any,
+) -> Blueprint:
+    return Blueprint(build, tight, literature, source, options, least or {}, most or {})
+
+
+_PAPER = "Geerts & Reutter (2022)"
+_SYNTAX = "by the syntax"
+
+ARCHITECTURES: dict[str, Blueprint] = {
+    "basic": _blueprint(message_passing.basic, "1-WL", f"{_PAPER}; Morris et al. (2019)", tight=True),
+    "gin": _blueprint(message_passing.gin, "1-WL", f"{_PAPER}; Xu et al. (2019)", tight=True),
+    "gine": _blueprint(message_passing.gine, "1-WL with edge colours", "Hu et al. (2020)"),
+    "sage": _blueprint(
+        message_passing.sage, "1-WL", "Hamilton et al. (2017); sum is tight, mean and max lose multiplicities",
+        aggr="mean",
+    ),
+    "pna": _blueprint(message_passing.pna, "1-WL", "Corso et al. (2020): degrees and moments are sibling sums"),
+    "rgcn": _blueprint(
+        message_passing.rgcn, "relational 1-WL (Barceló et al., 2022)", "Schlichtkrull et al. (2018)", relations=2
+    ),
+    "egin": _blueprint(message_passing.egin, "1-WL", _PAPER, tight=True),
+    "gcn": _blueprint(message_passing.gcn, "1-WL", f"{_PAPER}: the neighbour's degree is a sum inside the sum"),
+    "sgc": _blueprint(message_passing.sgc, "1-WL", f"Wu et al. (2019), {_SYNTAX}", hops=2),
+    "gat": _blueprint(message_passing.gat, "1-WL", f"{_SYNTAX}: the softmax's denominator is a sibling sum"),
+    "cheb": _blueprint(
+        message_passing.cheb, "1-WL",
+        f"{_PAPER}; for a fixed largest eigenvalue, from data it exceeds colour refinement",
+        order=2,
+    ),
+    "cayley": _blueprint(
+        message_passing.cayley, "1-WL",
+        "Levie et al. (2019): each power begins with a sum for its right side, from which Jacobi's method starts",
+        order=1, iterations=4,
+    ),
+    "walk": _blueprint(message_passing.walk, "1-WL", _SYNTAX, order=2),
+    "gsn": _blueprint(
+        subgraphs.gsn, "what the counts need: 2-FWL for cycles up to 7, (p-1)-FWL for cliques of p",
+        "Bouritsas et al. (2022): counts of cycles, or cliques, of up to so many nodes as features",
+        pattern="cycle", size=4, least={"size": 3}, most={"size": 6},
+    ),
+    "idgnn": _blueprint(
+        subgraphs.identity_aware, "2-FWL (Frasca et al., 2022)", "You et al. (2021): messages know the node at the root"
+    ),
+    "nested": _blueprint(
+        subgraphs.nested, "2-FWL (Frasca et al., 2022)",
+        "Zhang & Li (2021): a network on the ego network of each node, and the sum over it; hops=0 is the whole graph",
+        hops=0, least={"hops": 0},
+    ),
+    "esan": _blueprint(
+        subgraphs.esan, "2-FWL (Frasca et al., 2022)",
+        "Bevilacqua et al. (2022), DSS with marked nodes: messages within each copy, and across all copies",
+    ),
+    "i2gnn": _blueprint(
+        subgraphs.i2gnn, "3-FWL; 2-FWL does not bound it (Huang et al., 2023)",
+        "Huang et al. (2023): a node and a neighbour marked",
+    ),
+    "kpgnn": _blueprint(
+        subgraphs.kpgnn, "2-FWL (Feng et al., 2022)",
+        "Feng et al. (2022): neighbours at each distance, and the edges among them", hops=2,
+    ),
+    "sswl": _blueprint(
+        subgraphs.sswl, "strictly below 2-FWL (Zhang et al., 2023)",
+        "Zhang et al. (2023), GNN-SSWL without pooling between layers",
+    ),
+    "gps": _blueprint(
+        tuple_networks.gps, "1-WL, with encodings what these see (Rampášek et al., 2022)",
+        "Rampášek et al. (2022): attention over all nodes beside messages", encoding="none",
+    ),
+    "edge_transformer": _blueprint(
+        tuple_networks.edge_transformer, "2-FWL, tight (Müller et al., 2024)",
+        "Bergen et al. (2021): triangular attention",
+        tight=True,
+    ),
+    "ppgn": _blueprint(tuple_networks.ppgn, "2-FWL", f"{_PAPER}; Maron et al. (2019)", tight=True),
+    "fgnn": _blueprint(tuple_networks.fgnn, "k-FWL", f"{_PAPER}; Maron et al. (2019)", tight=True, k=2, most={"k": 4}),
+    "local2fwl": _blueprint(
+        tuple_networks.local_folklore, "strictly between SSWL and 2-FWL (Zhang et al., 2023)",
+        "Zhang et al. (2023), SLFWL(2): only w next to u or v",
+    ),
+    "kgnn": _blueprint(
+        tuple_networks.oblivious, "(k-1)-FWL", f"{_PAPER}; Morris et al. (2019)", k=2, least={"k": 2}, most={"k": 4}
+    ),
+    "ign": _blueprint(
+        tuple_networks.invariant, "(order-1)-FWL, of t (order-1) rounds by theorem 5.1",
+        f"{_PAPER}; Maron et al. (2019): the sum over all tuples is as many sums as the order, one more than there",
+        order=2, least={"order": 2}, most={"order": 3},
+    ),
+    "simplicial": _blueprint(
+        tuple_networks.simplicial, "beyond 1-WL (Bodnar et al., 2021)",
+        "Bodnar et al. (2021): two simplices in a larger one share all nodes but one each",
+        dimension=1, most={"dimension": 3},
+    ),
+}  # fmt: skip
 
 
 def available() -> list[str]:
     """Names that `architecture` knows."""
-    return sorted([*_LAYERS, *_THEOREMS])
+    return sorted(ARCHITECTURES)
 
 
 def architecture(name: str, *, layers: int = 1, readout: bool = False, **options: Any) -> Architecture:
@@ -53,9 +172,12 @@ def architecture(name: str, *, layers: int = 1, readout: bool = False, **options
     Args:
         name: one of `available`.
         layers: t, at least 1.
-        readout: sum over all nodes at the end.
-        options: ``aggr`` of sage; ``hops`` of sgc; ``order`` of cheb, walk and ign; ``k`` of fgnn and kgnn;
-            ``dimension`` of simplicial; ``order`` and ``iterations`` (of Jacobi's method) of cayley.
+        readout: sum over all nodes at the end, or over all tuples where these are what has values; without it, such a
+            network gives a node the value of the tuple (v, ..., v).
+        options: ``aggr`` of sage; ``relations`` of rgcn; ``hops`` of sgc, nested and kpgnn; ``order`` of cheb, walk,
+            ign and cayley, and ``iterations`` of Jacobi's method of the last; ``pattern`` (cycle or clique) and
+            ``size`` of gsn; ``encoding`` of gps: none, or a matrix such as walk8, resistance or spectral1, whose
+            diagonal the nodes get; ``k`` of fgnn and kgnn; ``dimension`` of simplicial.
 
     Raises:
         ValueError: the name or an option is unknown, or out of range.
@@ -63,180 +185,28 @@ def architecture(name: str, *, layers: int = 1, readout: bool = False, **options
     >>> print(architecture("gcn", layers=2).bound)
     cr^(3)
     """
-    if name not in _LAYERS and name not in _THEOREMS:
+    if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; known are {', '.join(available())}.")
     if layers < 1:
         raise ValueError(f"layers must be at least 1; got {layers}.")
-    allowed = _OPTIONS.get(name, {})
-    unknown = set(options) - set(allowed)
+    plan = ARCHITECTURES[name]
+    unknown = set(options) - set(plan.options)
     if unknown:
-        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(allowed) or 'none'}.")
-    settings = {**allowed, **options}
+        has = ", ".join(plan.options) or "none"
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it has {has}.")
+    settings = {**plan.options, **options}
     for option, value in settings.items():
-        least = 2 if (name, option) in (("ign", "order"), ("kgnn", "k")) else 1
-        if option != "aggr" and value < least:
+        if not isinstance(value, int):
+            continue
+        least, most = plan.least.get(option, 1), plan.most.get(option)
+        if value < least:
             raise ValueError(f"{option} of {name} must be at least {least}; got {value}.")
-    if name in _THEOREMS:
-        k, rounds, tight, source = _THEOREMS[name](layers, settings)
-        return Architecture(name, layers, None, _by_theorem(name, k, rounds, readout), tight, source)
-    make, tight, source = _LAYERS[name]
-    layer = make(settings)
-    here, there = Label(None, "x1"), Label(None, "x2")
-    pair: tuple[Expression, Expression] = (here, there)
-    for index in range(1, layers + 1):
-        pair = (layer(index, "x1", "x2", *pair), layer(index, "x2", "x1", *pair[::-1]))
-    expression = Aggregate("sum", "x1", pair[0]) if readout else pair[0]
-    return Architecture(name, layers, expression, bound(expression), tight, source)
-
-
-def _over(kind: Kind, x: str, y: str, message: Expression) -> Expression:
-    return Aggregate(kind, y, message, Edge(x, y))
-
-
-def _basic(_: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        around = Function(f"neighbours{t}", (_over("sum", x, y, there),))
-        return Function("relu", (Function(f"self{t}", (here,)) + around,))
-
-    return layer
-
-
-def _sage(settings: dict[str, Any]) -> _Layer:
-    if settings["aggr"] not in ("sum", "mean", "max", "min"):
-        raise ValueError(f"aggr of sage must be sum, mean, max or min; got {settings['aggr']!r}.")
-
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        around = Function(f"neighbours{t}", (_over(settings["aggr"], x, y, there),))
-        return Function(f"activation{t}", (Function(f"self{t}", (here,)) + around,))
-
-    return layer
-
-
-def _gin(_: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        return Function(f"mlp{t}", (here + _over("sum", x, y, there),))
-
-    return layer
-
-
-def _egin(_: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        everywhere = Function(f"global{t}", (Aggregate("sum", y, there),))
-        return Function(f"mlp{t}", (here + _over("sum", x, y, there) + everywhere,))
-
-    return layer
-
-
-def _degree_root(x: str, y: str, loops: int) -> Expression:
-    """``1 / sqrt(degree)``, of the graph with so many self-loops added to each node."""
-    degree = Aggregate("sum", y, Edge(x, y))
-    return Function("rsqrt", (degree + loops if loops else degree,))
-
-
-def _normalised(x: str, y: str, here: Expression, there: Expression, loops: int = 1) -> Expression:
-    """``D^(-1/2) (A + loops I) D^(-1/2)`` applied to a value."""
-    around = _degree_root(x, y, loops) * _over("sum", x, y, _degree_root(y, x, loops) * there)
-    return around + _degree_root(x, y, loops) * _degree_root(x, y, loops) * here if loops else around
-
-
-def _gcn(_: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        own, other = (Function(f"linear{t}", (value,)) for value in (here, there))
-        return Function(f"update{t}", (_normalised(x, y, own, other),))
-
-    return layer
-
-
-def _sgc(settings: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        for _ in range(settings["hops"]):
-            here, there = _normalised(x, y, here, there), _normalised(y, x, there, here)
-        return Function(f"linear{t}", (here,))
-
-    return layer
-
-
-def _gat(_: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        own, other = (Function(f"linear{t}", (value,)) for value in (here, there))
-        loop = Function("exp", (Function(f"score{t}", (own, own)),))
-        weight = Function("exp", (Function(f"score{t}", (own, other)),))
-        total = loop + _over("sum", x, y, weight)
-        return Function(f"update{t}", ((loop * own + _over("sum", x, y, weight * other)) * Function("inv", (total,)),))
-
-    return layer
-
-
-def _cheb(settings: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        # the scaled Laplacian for a largest eigenvalue of 2 is minus the normalised adjacency
-        terms = [(here, there), (-_normalised(x, y, here, there, 0), -_normalised(y, x, there, here, 0))]
-        for _ in range(2, settings["order"] + 1):
-            (a, b), (c, d) = terms[-1], terms[-2]
-            terms.append((-2.0 * _normalised(x, y, a, b, 0) - c, -2.0 * _normalised(y, x, b, a, 0) - d))
-        total: Expression = Function(f"linear{t}_0", (here,))
-        for degree, (value, _) in list(enumerate(terms))[1 : settings["order"] + 1]:
-            total = total + Function(f"linear{t}_{degree}", (value,))
-        return Function(f"update{t}", (total,))
-
-    return layer
-
-
-def _walk(settings: dict[str, Any]) -> _Layer:
-    def layer(t: int, x: str, y: str, here: Expression, there: Expression) -> Expression:
-        total: Expression = Function(f"linear{t}_0", (here,))
-        for length in range(1, settings["order"] + 1):
-            here, there = _over("sum", x, y, there), _over("sum", y, x, here)
-            total = total + Function(f"linear{t}_{length}", (here,))
-        return Function(f"update{t}", (total,))
-
-    return layer
-
-
-_LAYERS: dict[str, tuple[Callable[[dict[str, Any]], _Layer], bool, str]] = {
-    "basic": (_basic, True, f"{_PAPER}; Morris et al. (2019)"),
-    "sage": (_sage, False, "by the syntax; sum is tight, mean and max lose multiplicities"),
-    "gin": (_gin, True, f"{_PAPER}; Xu et al. (2019)"),
-    "egin": (_egin, True, _PAPER),
-    "gcn": (_gcn, False, f"{_PAPER}: the neighbour's degree is a sum inside the sum"),
-    "sgc": (_sgc, False, "by the syntax"),
-    "gat": (_gat, False, "by the syntax: the softmax's denominator is a sibling sum"),
-    "cheb": (_cheb, False, f"{_PAPER}; for a fixed largest eigenvalue, from data it exceeds colour refinement"),
-    "walk": (_walk, False, "by the syntax"),
-}
-
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "sage": {"aggr": "mean"},
-    "sgc": {"hops": 2},
-    "cheb": {"order": 2},
-    "walk": {"order": 2},
-    "cayley": {"order": 1, "iterations": 4},
-    "fgnn": {"k": 2},
-    "kgnn": {"k": 2},
-    "ign": {"order": 2},
-    "simplicial": {"dimension": 1},
-}
-
-# name -> from (layers, options) to (k, rounds, tight, source); k = 0 stands for colour refinement
-_THEOREMS: dict[str, Callable[[int, dict[str, Any]], tuple[int, int, bool, str]]] = {
-    "cayley": lambda t, o: (
-        0, t * o["order"] * o["iterations"] + 1, False, "by the syntax: a Jacobi step sums over neighbours"
-    ),
-    "ppgn": lambda t, o: (2, t, True, f"{_PAPER}; Maron et al. (2019)"),
-    "fgnn": lambda t, o: (o["k"], t, True, f"{_PAPER}; Maron et al. (2019)"),
-    "kgnn": lambda t, o: (o["k"] - 1, t, False, f"{_PAPER}; Morris et al. (2019)"),
-    "ign": lambda t, o: (o["order"] - 1, t * (o["order"] - 1), False, f"{_PAPER}, theorem 5.1"),
-    "nested": lambda t, o: (2, t, False, "by the syntax: the marked node is one more index"),
-    "simplicial": lambda t, o: (
-        o["dimension"] + 1, t, False, "by the syntax: two simplices in a larger one share all indices but one each"
-    ),
-}  # fmt: skip
-
-
-def _by_theorem(name: str, k: int, rounds: int, readout: bool) -> Bound:
-    test: Literal["cr", "wl"] = "cr" if k == 0 or (k == 1 and readout) else "wl"
-    level: Literal["graph", "vertex", "tuple"] = "graph" if readout else "vertex"
-    if name == "simplicial" and not readout:
-        level = "tuple"
-    stable = readout and test == "wl"
-    return Bound(test, max(k, 1), None if stable else rounds, level, max(k, 1) + 1, rounds + readout, k == 0, None)
+        if most is not None and value > most:
+            raise ValueError(f"{option} of {name} must be at most {most}, to be written in full; got {value}.")
+    found = plan.build(layers, settings)
+    order, value = found if isinstance(found, TupleNetwork) else (1, lambda _: found)
+    names = tuple(f"x{i}" for i in range(1, order + 1)) if readout else ("x1",) * order
+    expression = value(names)
+    for name in names if readout else ():
+        expression = Aggregate("sum", name, expression)
+    return Architecture(name, layers, expression, bound(expression), plan.tight, plan.literature, plan.source)

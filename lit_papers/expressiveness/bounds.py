@@ -3,17 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_papers.expressiveness.expressions import (
-    Addition,
-    Aggregate,
-    Constant,
-    Edge,
-    Equal,
-    Expression,
-    Function,
-    Label,
-    Product,
-)
+from lit_papers.expressiveness.expressions import Expression
 from lit_papers.expressiveness.minimisation import minimise
 
 
@@ -29,7 +19,7 @@ class Bound:
         num_indices: index names of the minimised expression.
         summation_depth: of the minimised expression.
         guarded: it sums over neighbours alone.
-        expression: the minimised expression; None where the bound comes from a theorem on an architecture.
+        expression: the minimised expression.
     """
 
     test: Literal["cr", "wl"]
@@ -39,7 +29,7 @@ class Bound:
     num_indices: int
     summation_depth: int
     guarded: bool
-    expression: Expression | None
+    expression: Expression
 
     def __str__(self) -> str:
         rounds = "inf" if self.rounds is None else str(self.rounds)
@@ -63,58 +53,27 @@ class Bound:
 def bound(e: Expression) -> Bound:
     """Derive the bound of an expression from its minimised form.
 
-    >>> from lit_papers.expressiveness.expressions import parse
+    Graphs may have loops, directions, relations, parallel edges and features of nodes and edges: the tests of
+    `weisfeiler_leman` see all of these. A matrix atom costs what its author declared, before the sums around it.
+
+    >>> from lit_papers.expressiveness.parsing import parse
     >>> print(bound(parse("sum[x2](sum[x3](E(x1,x2)*E(x1,x3)*E(x2,x3)))")))
     vwl_2^(2)
     """
     smallest = minimise(e)
     names, depth, free = len(smallest.indices), smallest.summation_depth, len(e.free)
-    guarded = len(e.free) == 1 and _is_local(smallest, e.free, {})  # minimising can make an index vanish
+    order = smallest.matrix_order
+    guarded = free == 1 and smallest.local and not smallest.pairs  # minimising can make an index vanish
     test: Literal["cr", "wl"] = "wl"
-    rounds: int | None = depth
+    rounds: int | None = None if smallest.endless else depth
     if guarded:
         test, k, level = "cr", 1, "vertex"
-    elif free == 0 and names <= 2:
+    elif free == 0 and max(names - 1, order) <= 1:
         test, k, level, rounds = "cr", 1, "graph", max(depth - 1, 0)  # the readout costs one sum
     elif free == 0:
-        k, level, rounds = names - 1, "graph", None
+        k, level, rounds = max(names - 1, order), "graph", None
     elif free == 1:
-        k, level = max(1, names - 1), "vertex"
+        k, level = max(1, names - 1, order), "vertex"
     else:
-        k, level = max(names - 1, free), "tuple"
+        k, level = max(names - 1, free, order), "tuple"
     return Bound(test, k, rounds, level, names, depth, guarded, smallest)  # type: ignore[arg-type]
-
-
-def is_guarded(e: Expression) -> bool:
-    """Whether an expression is of the guarded fragment: one free index, and every sum is over neighbours."""
-    return len(e.free) == 1 and _is_local(e, e.free, {})
-
-
-def _is_local(e: Expression, names: frozenset[str], known: dict[tuple[Expression, frozenset[str]], bool]) -> bool:
-    """Whether an expression combines guarded ones, each of one of these indices."""
-    key = (e, names)
-    if key not in known:
-        known[key] = _combines(e, names, known)
-    return known[key]
-
-
-def _combines(e: Expression, names: frozenset[str], known: dict[tuple[Expression, frozenset[str]], bool]) -> bool:
-    if isinstance(e, Constant):
-        return True
-    if isinstance(e, Label):
-        return e.x in names
-    if isinstance(e, Equal):
-        return e.x == e.y and e.x in names
-    if isinstance(e, (Addition, Product, Function)):
-        return all(_is_local(child, names, known) for child in e.children)
-    if isinstance(e, Aggregate):
-        if len(e.free) != 1 or not e.free <= names:
-            return False
-        pair = e.free | {e.index}
-        if e.guard is not None:
-            return _is_local(e.body, pair, known)
-        factors = e.body.factors if isinstance(e.body, Product) else (e.body,)
-        guards = [factor for factor in factors if isinstance(factor, Edge) and factor.free == pair]
-        others = [factor for factor in factors if not (isinstance(factor, Edge) and factor.free == pair)]
-        return e.kind == "sum" and bool(guards) and all(_is_local(other, pair, known) for other in others)
-    return False

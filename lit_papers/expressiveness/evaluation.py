@@ -1,4 +1,9 @@
-"""The value of an expression on a batch of graphs: guarded aggregations on edges, the rest densely."""
+"""The value of an expression on a batch of graphs: guarded aggregations on edges, the rest densely.
+
+Nothing is padded. Values of one index are rows for nodes, (N, c); values of more are rows for tuples of real nodes,
+those of graphs of one size next to each other, so that a product of matrices is one `einsum` for all graphs of a size.
+Functions therefore see what is there alone, whatever the company of a graph.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,16 +17,21 @@ from lit_papers.expressiveness.expressions import (
     Aggregate,
     Constant,
     Edge,
+    EdgeLabel,
     Equal,
     Expression,
     Function,
     Label,
+    Matrix,
     Product,
+    factors_of,
     natural_order,
-    parse,
+    postorder,
 )
 from lit_papers.expressiveness.graph_batch import GraphBatch, read_graphs
+from lit_papers.expressiveness.matrices import compute_matrix
 from lit_papers.expressiveness.minimisation import minimise
+from lit_papers.expressiveness.parsing import parse
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -46,15 +56,30 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 class _Value(NamedTuple):
-    """Values with named axes.
+    """Values with named indices.
 
     Attributes:
-        names: of the axes.
-        tensor: (B, n, ..., n, c), one axis of n for each name.
+        names: of the indices, in natural order.
+        rows: (B, c) for graphs without names, (N, c) for nodes in PyG's order with one, (T, c) for tuples with more:
+            size by size, graph by graph, the last index fastest.
     """
 
     names: tuple[str, ...]
-    tensor: Tensor
+    rows: Tensor
+
+
+class _Size(NamedTuple):
+    """The graphs of one size.
+
+    Attributes:
+        size: n, their number of nodes.
+        graphs: (G,) their places in the batch.
+        nodes: (G, n) their nodes.
+    """
+
+    size: int
+    graphs: Tensor
+    nodes: Tensor
 
 
 def evaluate(
@@ -68,9 +93,11 @@ def evaluate(
 
     Args:
         e: the expression; it is minimised first, and common sub-expressions are computed once.
-        data: PyG ``Data`` or ``Batch`` of undirected graphs. ``data.x`` gives the dtype (float32 without).
-        functions: more functions, or others in place of `FUNCTIONS`. They get tensors that broadcast against each
-            other in all axes but the last, which holds channels.
+        data: PyG ``Data`` or ``Batch``. ``data.x`` gives the dtype (float32 without); ``edge_type`` the relations of
+            ``E[r]``, ``edge_attr`` and ``edge_weight`` the channels of ``Q``.
+        functions: more functions, or others in place of `FUNCTIONS`. They get tensors (rows, channels), as many rows in
+            each, and return as many: rows are graphs, nodes, edges or tuples of nodes, whatever the arguments are of.
+            One that has the name of a `Matrix` gets (G, n, n) numbers of edges, and returns the matrices (G, n, n).
         max_elements: refuse intermediates with more numbers.
 
     Returns:
@@ -79,21 +106,19 @@ def evaluate(
 
     Raises:
         KeyError: a function is unknown.
-        IndexError: a channel of the features does not exist.
+        IndexError: a channel or relation does not exist.
         MemoryError: an intermediate is too large; told before it is allocated.
-        ValueError: the graphs are directed.
+        ValueError: a function returns another number of rows than it got, or the graphs cannot be read.
     """
     graphs = read_graphs(data)
     run = _Evaluation(graphs, {**FUNCTIONS, **(functions or {})}, max_elements)
-    value = run.value(minimise(e))
-    names = sorted(e.free, key=natural_order)
-    dense = run.dense(value, tuple(names)).tensor
-    if len(names) == 0:
-        return dense
-    if len(names) == 1:
-        return dense[graphs.owner, graphs.position]
-    real = run.mask(tuple(names))
-    return dense * real[..., None]
+    smallest = minimise(e)
+    for part in postorder(smallest):  # from the inside out, so that no depth of layers is a depth of calls
+        if len(part.free) <= 1:
+            run.value(part)
+    names = tuple(sorted(e.free, key=natural_order))
+    rows = run.expand(run.value(smallest), names)
+    return rows if len(names) <= 1 else run.padded(rows, len(names))
 
 
 class _Evaluation:
@@ -103,8 +128,13 @@ class _Evaluation:
         self.graphs, self.functions, self.max_elements = graphs, functions, max_elements
         floating = graphs.x is not None and graphs.x.is_floating_point()
         self.dtype = graphs.x.dtype if floating and graphs.x is not None else torch.float32
+        self.device = graphs.owner.device
         self.known: dict[Expression, _Value] = {}
-        self.present = graphs.mask
+        self.sizes = []
+        for size in torch.unique(graphs.sizes).tolist():
+            of_size = (graphs.sizes == size).nonzero()[:, 0]
+            nodes = graphs.ptr[of_size, None] + torch.arange(size, device=self.device)
+            self.sizes.append(_Size(size, of_size, nodes))
 
     def value(self, e: Expression) -> _Value:
         if e not in self.known:
@@ -112,121 +142,196 @@ class _Evaluation:
         return self.known[e]
 
     def compute(self, e: Expression) -> _Value:
-        graphs = self.graphs
-        if isinstance(e, Constant):
-            return _Value((), torch.full((graphs.num_graphs, 1), e.value, dtype=self.dtype, device=graphs.owner.device))
-        if isinstance(e, Label):
-            return _Value((e.x,), graphs.pad(self.features(e.channel)))
-        if isinstance(e, Equal):
-            if e.x == e.y:
-                return _Value((e.x,), (self.present & (not e.negated)).to(self.dtype)[..., None])
-            self.check((e.x, e.y), 1)
-            same = torch.eye(graphs.width, dtype=torch.bool, device=graphs.owner.device) != e.negated
-            return _Value((e.x, e.y), same.expand(graphs.num_graphs, -1, -1).to(self.dtype)[..., None])
-        if isinstance(e, Edge):
-            self.check((e.x, e.y), 1)
-            adjacency = graphs.adjacency().to(self.dtype)
-            if e.x == e.y:
-                return _Value((e.x,), adjacency.diagonal(dim1=1, dim2=2)[..., None])
-            return _Value((e.x, e.y), adjacency[..., None])
-        if isinstance(e, Addition):
-            return self.pointwise(lambda *terms: sum(terms[1:], terms[0]), [self.value(term) for term in e.terms])
-        if isinstance(e, Product):
-            return self.contract([self.value(factor) for factor in e.factors], None)
-        if isinstance(e, Function):
-            return self.pointwise(self.function(e.name), [self.value(argument) for argument in e.arguments])
-        if isinstance(e, Aggregate):
-            return self.aggregate(e)
+        match e:
+            case Constant():
+                full = torch.full((self.graphs.num_graphs, 1), e.value, dtype=self.dtype, device=self.device)
+                return _Value((), full)
+            case Label():
+                return _Value((e.x,), self.channels(self.graphs.x, e.channel, "P", "x"))
+            case Equal():
+                return self.pair(e.x, e.y, lambda group: self.same(group, e.negated))
+            case Edge():
+                weights = self.edge_weights(e.relation)
+                return self.pair(e.x, e.y, lambda group: self.scattered(group, weights))
+            case EdgeLabel():
+                features = self.channels(self.graphs.attributes, e.channel, "Q", "edge_attr")
+                return self.pair(e.x, e.y, lambda group: self.scattered(group, features))
+            case Matrix():
+                return self.pair(e.x, e.y, lambda group: self.matrix(group, e.name))
+            case Addition():
+                return self.pointwise(lambda *terms: sum(terms[1:], terms[0]), [self.value(t) for t in e.terms])
+            case Product():
+                return self.contract([self.value(factor) for factor in e.factors], None)
+            case Function():
+                return self.pointwise(self.function(e.name), [self.value(argument) for argument in e.arguments])
+            case Aggregate():
+                return self.aggregate(e)
         raise TypeError(f"{type(e).__name__} is no expression")
 
     def function(self, name: str) -> Callable[..., Tensor]:
         if name not in self.functions:
             raise KeyError(f"unknown function {name!r}; pass it in `functions` (known: {', '.join(self.functions)})")
-        return self.functions[name]
+        function = self.functions[name]
 
-    def features(self, channel: int | None) -> Tensor:
-        x = self.graphs.x
-        if x is None:
-            raise IndexError("the expression reads node features, but the graphs have no x")
-        x = x.to(self.dtype)
+        def checked(*arguments: Tensor) -> Tensor:
+            result = function(*arguments)
+            if result.ndim != 2 or len(result) != len(arguments[0]):
+                raise ValueError(
+                    f"the function {name!r} got {len(arguments[0])} rows and returned {tuple(result.shape)}; it must "
+                    "return (rows, channels), a row for each that it gets."
+                )
+            return result
+
+        return checked
+
+    def channels(self, values: Tensor | None, channel: int | None, atom: str, key: str) -> Tensor:
+        """Columns of features."""
+        if values is None:
+            raise IndexError(f"the expression reads {atom}, but the graphs have no {key}")
+        values = values.to(self.dtype)
         if channel is None:
-            return x
-        if channel >= x.shape[1]:
-            raise IndexError(f"P{channel} reads channel {channel}, but x has {x.shape[1]} channels, counted from 0")
-        return x[:, channel : channel + 1]
+            return values
+        if channel >= values.shape[1]:
+            raise IndexError(
+                f"{atom}{channel} reads channel {channel}, but {key} has {values.shape[1]} channels, counted from 0"
+            )
+        return values[:, channel : channel + 1]
 
-    def mask(self, names: tuple[str, ...]) -> Tensor:
-        """(B, n, ...) which tuples are of real nodes."""
-        real = torch.ones(self.graphs.num_graphs, *[1] * len(names), dtype=torch.bool, device=self.present.device)
-        for axis in range(len(names)):
-            shape = [self.graphs.num_graphs, *[1] * len(names)]
-            shape[axis + 1] = self.graphs.width
-            real = real & self.present.view(shape)
-        return real
+    def edge_weights(self, relation: int | None) -> Tensor:
+        """(E, 1) how many edges each pair has."""
+        graphs = self.graphs
+        counts = graphs.counts if relation is None else graphs.of_relation(relation)
+        if counts is None:
+            return torch.ones(graphs.edges.shape[1], 1, dtype=self.dtype, device=self.device)
+        return counts.to(self.dtype)[:, None]
+
+    def pair(self, x: str, y: str, dense: Callable[[_Size], Tensor]) -> _Value:
+        """An atom of two indices from its matrices, (G, n, n, c), or its diagonal where they are one."""
+        if x == y:
+            return _Value((x,), self.to_rows([dense(g).diagonal(dim1=1, dim2=2).mT for g in self.sizes], 1))
+        names = tuple(sorted((x, y), key=natural_order))
+        self.check(names, 1)
+        found = [dense(group) for group in self.sizes]
+        return _Value(names, self.to_rows(found if names == (x, y) else [d.transpose(1, 2) for d in found], 2))
+
+    def same(self, group: _Size, negated: bool) -> Tensor:
+        equal = torch.eye(group.size, dtype=torch.bool, device=self.device) != negated
+        return equal.to(self.dtype).expand(len(group.graphs), -1, -1)[..., None]
+
+    def scattered(self, group: _Size, values: Tensor) -> Tensor:
+        """(G, n, n, c) matrices with values of edges."""
+        graphs = self.graphs
+        place = torch.full((graphs.num_graphs,), -1, device=self.device)
+        place[group.graphs] = torch.arange(len(group.graphs), device=self.device)
+        source, target = graphs.edges
+        mine = place[graphs.owner[source]]
+        inside = mine >= 0
+        dense = values.new_zeros(len(group.graphs), group.size, group.size, values.shape[1])
+        spot = (mine[inside], graphs.position[source[inside]], graphs.position[target[inside]])
+        return dense.index_put(spot, values[inside])
+
+    def matrix(self, group: _Size, name: str) -> Tensor:
+        counts = self.scattered(group, self.edge_weights(None))[..., 0]
+        computed = self.functions[name](counts) if name in self.functions else compute_matrix(name, counts)
+        return computed.to(self.dtype)[..., None]
 
     def check(self, names: tuple[str, ...], channels: int) -> None:
-        size = self.graphs.num_graphs * self.graphs.width ** len(names) * channels
+        size = sum(len(group.graphs) * group.size ** len(names) for group in self.sizes) * channels
         if size > self.max_elements:
             raise MemoryError(
                 f"an intermediate with indices {', '.join(names)} and {channels} channels would have {size:,} numbers, "
                 f"more than max_elements={self.max_elements:,}; take fewer or smaller graphs."
             )
 
-    def dense(self, value: _Value, names: tuple[str, ...]) -> _Value:
-        """Order the axes as `names`, with one of full length for each."""
-        tensor = self.broadcastable(value, names)
-        shape = [self.graphs.width if name not in value.names else -1 for name in names]
-        return _Value(names, tensor.expand(-1, *shape, -1) if names else tensor)
+    def to_rows(self, dense: list[Tensor], order: int) -> Tensor:
+        """Rows from (G, n, ..., n, c) for each size."""
+        if order >= 2:
+            return torch.cat([values.reshape(-1, values.shape[-1]) for values in dense])
+        width = dense[0].shape[-1] if dense else 1
+        if order == 0:
+            index = torch.cat([group.graphs for group in self.sizes])
+        else:
+            index = torch.cat([group.nodes.flatten() for group in self.sizes])
+        rows = torch.cat([values.reshape(-1, width) for values in dense])
+        return torch.empty_like(rows).index_copy(0, index, rows)
+
+    def to_dense(self, value: _Value) -> list[Tensor]:
+        """(G, n, ..., n, c) for each size."""
+        rows, order = value.rows, len(value.names)
+        if order == 0:
+            return [rows[group.graphs] for group in self.sizes]
+        if order == 1:
+            return [rows[group.nodes] for group in self.sizes]
+        counts = [len(group.graphs) * group.size**order for group in self.sizes]
+        shapes = [(len(group.graphs), *[group.size] * order, rows.shape[1]) for group in self.sizes]
+        return [part.reshape(shape) for part, shape in zip(rows.split(counts), shapes, strict=True)]
+
+    def expand(self, value: _Value, names: tuple[str, ...]) -> Tensor:
+        """Rows for all of `names`, which are in natural order: constant in those that are missing."""
+        if value.names == names:
+            return value.rows
+        if len(names) == 1:
+            return value.rows[self.graphs.owner]
+        spread = []
+        for group, dense in zip(self.sizes, self.to_dense(value), strict=True):
+            for axis, name in enumerate(names):
+                if name not in value.names:
+                    dense = dense.unsqueeze(axis + 1)
+            spread.append(dense.expand(-1, *[group.size] * len(names), -1))
+        return self.to_rows(spread, len(names))
+
+    def padded(self, rows: Tensor, order: int) -> Tensor:
+        """(B, n, ..., n, c) from rows of tuples, 0 where a graph has no such node."""
+        graphs = self.graphs
+        result = rows.new_zeros(graphs.num_graphs, *[graphs.width] * order, rows.shape[1])
+        dense = self.to_dense(_Value(("",) * order, rows))
+        for group, values in zip(self.sizes, dense, strict=True):
+            missing = [graphs.width - group.size] * order
+            padding = [0, 0, *(amount for gap in missing for amount in (0, gap))]
+            result = result.index_copy(0, group.graphs, nn.functional.pad(values, padding))
+        return result
 
     def pointwise(self, function: Callable[..., Tensor], values: list[_Value]) -> _Value:
         names = tuple(sorted(set().union(*(value.names for value in values)), key=natural_order))
-        self.check(names, max(value.tensor.shape[-1] for value in values))
-        aligned = [self.broadcastable(value, names) for value in values]
-        shape = (self.graphs.num_graphs, *[self.graphs.width] * len(names))
-        result = function(*aligned)
-        return _Value(names, result.expand(*shape, result.shape[-1]))
-
-    def broadcastable(self, value: _Value, names: tuple[str, ...]) -> Tensor:
-        """Order the axes as `names`, those that are missing of length 1."""
-        order = [value.names.index(name) for name in names if name in value.names]
-        tensor = value.tensor.permute(0, *(axis + 1 for axis in order), value.tensor.ndim - 1)
-        for axis, name in enumerate(names):
-            if name not in value.names:
-                tensor = tensor.unsqueeze(axis + 1)
-        return tensor
+        self.check(names, max(value.rows.shape[-1] for value in values))
+        return _Value(names, function(*(self.expand(value, names) for value in values)))
 
     def contract(self, values: list[_Value], summed: str | None) -> _Value:
-        """Multiply values, and sum one index out over real nodes: one einsum, which never holds the product."""
+        """Multiply values, and sum one index out: one einsum for each size, which never holds the product."""
         names = tuple(sorted(set().union(*(value.names for value in values)), key=natural_order))
-        channels = max(value.tensor.shape[-1] for value in values)
+        channels = max(value.rows.shape[-1] for value in values)
         kept = tuple(name for name in names if name != summed)
         self.check(kept, channels)
-        operands: list[Any] = []
+        if summed is None and len(names) <= 1:
+            first, *others = (self.expand(value, names) for value in values)
+            for other in others:
+                first = first * other
+            return _Value(names, first)
         place = {name: index + 2 for index, name in enumerate(names)}
-        for value in values:
-            wide = value.tensor.shape[-1] == channels
-            operands += [
-                value.tensor if wide else value.tensor[..., 0],
-                [0, *(place[name] for name in value.names), *([1] if wide else [])],
-            ]
-        if summed is not None:
-            operands += [self.present.to(self.dtype), [0, place[summed]]] if summed in place else []
-        result = torch.einsum(*operands, [0, *(place[name] for name in kept), 1])
-        if summed is not None and summed not in place:
-            result = result * self.graphs.sizes.view(-1, *[1] * (result.ndim - 1)).to(self.dtype)
-        return _Value(kept, result)
+        results = []
+        for group, *dense in zip(self.sizes, *(self.to_dense(value) for value in values), strict=True):
+            operands: list[Any] = []
+            for value, tensor in zip(values, dense, strict=True):
+                wide = tensor.shape[-1] == channels
+                operands += [
+                    tensor if wide else tensor[..., 0],
+                    [0, *(place[name] for name in value.names), *([1] if wide else [])],
+                ]
+            result = torch.einsum(*operands, [0, *(place[name] for name in kept), 1])
+            results.append(result if summed is None or summed in place else result * group.size)
+        return _Value(kept, self.to_rows(results, len(kept)))
 
     def aggregate(self, e: Aggregate) -> _Value:
-        factors = list(e.body.factors) if isinstance(e.body, Product) else [e.body]
+        factors = list(factors_of(e.body))
         guard = e.guard
         if guard is None and e.kind == "sum":
             guard = next((f for f in factors if isinstance(f, Edge) and e.index in f.free and f.x != f.y), None)
             if guard is not None:
                 factors.remove(guard)
         if guard is not None:
-            other = guard.y if guard.x == e.index else guard.x
-            if all(factor.free <= {e.index, other} and not self.needs_pairs(factor) for factor in factors):
-                return self.over_neighbours(e, factors, other)
+            pair = guard.free
+            if all(factor.free <= pair and self.on_edges(factor, guard) for factor in factors):
+                return self.over_neighbours(e, factors, guard)
             if e.guard is None:
                 factors.append(guard)
         if e.kind == "sum":
@@ -234,43 +339,58 @@ class _Evaluation:
             return self.contract(values, e.index)
         return self.dense_aggregate(e)
 
-    def needs_pairs(self, e: Expression) -> bool:
-        """Whether an expression has atoms of two indices outside of its aggregations, which edges do not hold."""
-        if isinstance(e, (Edge, Equal)):
-            return e.x != e.y
-        if isinstance(e, Aggregate):
-            return len(e.free) > 1
-        return any(self.needs_pairs(child) for child in e.children)
+    def on_edges(self, e: Expression, guard: Edge) -> bool:
+        """Whether all that an expression reads of two indices at once stands on the edges of the guard."""
+        if len(e.free) <= 1:
+            return True  # a value of nodes
+        if isinstance(e, (Edge, EdgeLabel)):
+            return (e.x, e.y) == (guard.x, guard.y)
+        if isinstance(e, (Equal, Matrix, Aggregate)):
+            return isinstance(e, Equal)
+        return all(self.on_edges(child, guard) for child in e.children)
 
-    def over_neighbours(self, e: Aggregate, factors: list[Expression], other: str) -> _Value:
-        """Aggregate on edges: source is the index that stays, target the one that goes."""
-        source, target = self.graphs.edges
-        ends = {other: source, e.index: target}
-        message: Tensor | None = None
+    def over_neighbours(self, e: Aggregate, factors: list[Expression], guard: Edge) -> _Value:
+        """Aggregate on edges, to the index that stays from the one that goes."""
+        other = guard.y if guard.x == e.index else guard.x
+        weights = self.edge_weights(guard.relation)
+        chosen = None if guard.relation is None else weights[:, 0] > 0
+        ends = {guard.x: self.graphs.edges[0], guard.y: self.graphs.edges[1]}
+        if chosen is not None:
+            ends, weights = {name: nodes[chosen] for name, nodes in ends.items()}, weights[chosen]
+        stays = ends[other]
+        message = torch.ones_like(weights)
         for factor in factors:
-            value = self.at_edges(factor, ends)
-            message = value if message is None else message * value
-        if message is None:
-            message = torch.ones(len(source), 1, dtype=self.dtype, device=source.device)
-        message = message.expand(len(source), -1)
+            message = message * self.at_edges(factor, ends, chosen)
+        plain = self.graphs.counts is None and guard.relation is None
         n = self.graphs.num_nodes
-        if e.kind == "sum":
-            result = message.new_zeros(n, message.shape[1]).index_add_(0, source, message)
-        else:
-            kind = {"mean": "mean", "max": "amax", "min": "amin"}[e.kind]
-            index = source[:, None].expand_as(message)
-            result = message.new_zeros(n, message.shape[1]).scatter_reduce(0, index, message, kind, include_self=False)
-        return _Value((other,), self.graphs.pad(result))
+        index = stays[:, None].expand_as(message)
+        zeros = message.new_zeros(n, message.shape[1])
+        if e.kind in ("sum", "mean"):
+            result = zeros.index_add(0, stays, message if plain else message * weights)
+            if e.kind == "mean":
+                total = weights.new_zeros(n, 1).index_add(0, stays, weights)
+                result = result / torch.where(total > 0, total, 1.0)
+            return _Value((other,), result)
+        result = zeros.scatter_reduce(0, index, message, {"max": "amax", "min": "amin"}[e.kind], include_self=False)
+        return _Value((other,), result)
 
-    def at_edges(self, e: Expression, ends: Mapping[str, Tensor]) -> Tensor:
+    def at_edges(self, e: Expression, ends: Mapping[str, Tensor], chosen: Tensor | None) -> Tensor:
         """Values (E, c) of an expression in the ends of edges."""
+        source = next(iter(ends.values()))
         if len(e.free) <= 1:
             value = self.value(e)
-            if not value.names:
-                return value.tensor[self.graphs.owner[self.graphs.edges[0]]]
-            node = ends[value.names[0]]
-            return value.tensor[self.graphs.owner[node], self.graphs.position[node]]
-        parts = [self.at_edges(child, ends) for child in e.children]
+            rows = ends[value.names[0]] if value.names else self.graphs.owner[source]
+            return value.rows[rows]
+        match e:
+            case Edge():
+                weights = self.edge_weights(e.relation)
+                return weights if chosen is None else weights[chosen]
+            case EdgeLabel():
+                features = self.channels(self.graphs.attributes, e.channel, "Q", "edge_attr")
+                return features if chosen is None else features[chosen]
+            case Equal():
+                return ((ends[e.x] == ends[e.y]) != e.negated).to(self.dtype)[:, None]
+        parts = [self.at_edges(child, ends, chosen) for child in e.children]
         if isinstance(e, Function):
             return self.function(e.name)(*parts)
         result = parts[0]
@@ -282,22 +402,27 @@ class _Evaluation:
         """Mean, maximum or minimum over all nodes, or over neighbours of a value of more indices."""
         names = tuple(sorted(e.body.free | {e.index} | (e.guard.free if e.guard else set()), key=natural_order))
         body = self.value(e.body)
-        self.check(names, body.tensor.shape[-1])
-        tensor = self.dense(body, names).tensor
-        there = self.mask(names)
-        if e.guard is not None:
-            there = there & self.dense(self.value(e.guard), names).tensor[..., 0].bool()
-        there = there.expand(tensor.shape[:-1])[..., None]
+        self.check(names, body.rows.shape[-1])
+        values = self.to_dense(_Value(names, self.expand(body, names)))
+        ones = [torch.ones_like(dense[..., :1]) for dense in values]
+        weights = ones if e.guard is None else self.to_dense(_Value(names, self.expand(self.value(e.guard), names)))
         axis = names.index(e.index) + 1
-        kept = tuple(name for name in names if name != e.index)
-        count = there.sum(axis)
-        if e.kind == "mean":
-            result = torch.where(there, tensor, 0.0).sum(axis) / count.clamp_min(1)
-        else:
+        results = []
+        for dense, weight in zip(values, weights, strict=True):
+            if e.kind == "mean":
+                total = weight.sum(axis)
+                results.append((dense * weight).sum(axis) / torch.where(total > 0, total, 1.0))
+                continue
+            if dense.shape[axis] == 0:
+                results.append(dense.sum(axis))
+                continue
+            there = weight > 0
             worst = float("-inf") if e.kind == "max" else float("inf")
-            filled = torch.where(there, tensor, worst)
-            result = filled.amax(axis) if e.kind == "max" else filled.amin(axis)
-        return _Value(kept, torch.where(count > 0, result, 0.0))
+            filled = torch.where(there, dense, worst)
+            extreme = filled.amax(axis) if e.kind == "max" else filled.amin(axis)
+            results.append(torch.where(there.any(axis), extreme, 0.0))
+        kept = tuple(name for name in names if name != e.index)
+        return _Value(kept, self.to_rows(results, len(kept)))
 
 
 class ExpressionModule(nn.Module):

@@ -14,9 +14,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lit_papers.expressiveness.evaluation import evaluate
-from lit_papers.expressiveness.expressions import parse
 from lit_papers.expressiveness.graphs import CSL_SKIPS, atlas, csl, import_graph_extra
 from lit_papers.expressiveness.kmpnn import KMPNN
+from lit_papers.expressiveness.parsing import parse
 from lit_papers.expressiveness.separation import embed, relabelled
 from lit_papers.expressiveness.weisfeiler_leman import graph_hash
 from lit_papers.plotting import new_figure

@@ -1,17 +1,19 @@
 """Tensor language: graph networks as expressions over index variables (Geerts & Reutter, ICLR 2022).
 
-    phi := number | 1[x=y] | 1[x!=y] | E(x,y) | P0(x) | phi + phi | phi * phi | f(phi, ...) | sum[x](phi)
+    phi := number | 1[x=y] | 1[x!=y] | E(x,y) | E[r](x,y) | Q0(x,y) | M[name](x,y) | P0(x)
+         | phi + phi | phi * phi | f(phi, ...) | sum[x](phi)
 
 How many index names an expression needs, and how deep its sums nest, bound what it can tell apart by a Weisfeiler-Leman
 test: see `bounds`. Beside sums over all nodes there are ``mean``, ``max`` and ``min``, each with or without a guard, as
-in ``mean[y|E(x,y)](...)`` over neighbours.
+in ``mean[y|E(y,x)](...)`` over the nodes that send an edge to x.
+
+Expressions are immutable and built from the inside out, so all that is asked of them (free names, depth, whether they
+are guarded) is worked out once, when a node is made: nothing here recurses, however deep an expression is.
 """
 
 import hashlib
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["sum", "mean", "max", "min"]
@@ -20,29 +22,56 @@ KINDS = ("sum", "mean", "max", "min")
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """A term of the language: immutable, hashable, with Python's ``+``, ``-`` and ``*``."""
+    """A term of the language: immutable, hashable, with Python's ``+``, ``-`` and ``*``.
 
-    @cached_property
-    def free(self) -> frozenset[str]:
-        """Index names that no aggregation binds."""
-        return frozenset().union(*(child.free for child in self.children))
+    Attributes:
+        free: index names that no aggregation binds.
+        indices: all index names.
+        width: how many names are in use at the same place at most, which is how many an expression needs.
+        summation_depth: how deep aggregations nest; 0 for atoms. A matrix counts its declared rounds.
+        matrix_order: the largest order of Weisfeiler-Leman that a matrix in it declares; 0 without one.
+        endless: a matrix in it needs that test until it is stable.
+    """
 
-    @cached_property
-    def indices(self) -> frozenset[str]:
-        """All index names."""
-        return frozenset().union(*(child.indices for child in self.children))
+    free: frozenset[str] = field(init=False, repr=False)
+    indices: frozenset[str] = field(init=False, repr=False)
+    width: int = field(init=False, repr=False)
+    summation_depth: int = field(init=False, repr=False)
+    matrix_order: int = field(init=False, repr=False)
+    endless: bool = field(init=False, repr=False)
+    local: bool = field(init=False, repr=False)
+    pairs: frozenset[frozenset[str]] = field(init=False, repr=False)
+    _digest: bytes = field(init=False, repr=False)
 
-    @cached_property
-    def summation_depth(self) -> int:
-        """How deep aggregations nest; 0 for atoms."""
-        return max((child.summation_depth for child in self.children), default=0)
+    def __post_init__(self) -> None:
+        children = self.children
+        own = frozenset(self._names())
+        self._set("free", own.union(*(child.free for child in children)))
+        self._set("indices", own.union(*(child.indices for child in children)))
+        self._set("width", max([len(self.free), *(child.width for child in children)]))
+        self._set("summation_depth", max((child.summation_depth for child in children), default=0))
+        self._set("matrix_order", max((child.matrix_order for child in children), default=0))
+        self._set("endless", any(child.endless for child in children))
+        # of the guarded fragment are expressions that are local (every aggregation is over neighbours of its one free
+        # index) and have no pairs left, which are atoms of two indices that no guard joins
+        self._set("local", all(child.local for child in children))
+        bare = frozenset({own}) if len(own) == 2 else frozenset[frozenset[str]]()
+        self._set("pairs", bare.union(*(child.pairs for child in children)))
+        # nested layers double their tree with each layer: compare and hash by a digest that is computed once
+        parts = (_digest_of(getattr(self, name)) for name in self.__match_args__)
+        self._set("_digest", hashlib.blake2b(type(self).__name__.encode() + b"".join(parts), digest_size=16).digest())
 
-    @cached_property
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _names(self) -> tuple[str, ...]:
+        """Index names of the node itself."""
+        return ()
+
+    @property
     def is_guarded(self) -> bool:
         """The expression is of the guarded fragment: one free index, and sums over neighbours alone."""
-        from lit_papers.expressiveness.bounds import is_guarded  # which imports this module
-
-        return is_guarded(self)
+        return len(self.free) == 1 and self.local and not self.pairs
 
     @property
     def children(self) -> tuple["Expression", ...]:
@@ -65,42 +94,39 @@ class Expression:
         return (-1.0) * self
 
     def __mul__(self, other: "Expression | float") -> "Expression":
-        return Product((*_factors(self), *_factors(_expression(other))))
+        return Product((*factors_of(self), *factors_of(_expression(other))))
 
     def __rmul__(self, other: float) -> "Expression":
         return _expression(other) * self
 
-    # nested layers double their tree with each layer: compare and hash by a digest that is computed once
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Expression) and self._digest == other._digest)
 
     def __hash__(self) -> int:
         return hash(self._digest)
 
-    @cached_property
-    def _digest(self) -> bytes:
-        def of(value: object) -> bytes:
-            if isinstance(value, Expression):
-                return value._digest
-            if isinstance(value, tuple):
-                return b"(" + b"".join(of(item) for item in value) + b")"
-            return repr(value).encode() + b";"
+    def __str__(self) -> str:
+        return self.text([str(child) for child in self.children])
 
-        fields = (of(getattr(self, name)) for name in self.__dataclass_fields__)
-        return hashlib.blake2b(type(self).__name__.encode() + b"".join(fields), digest_size=16).digest()
+    def __repr__(self) -> str:  # the fields of nested layers would be printed over and over
+        return f"<{type(self).__name__} of {', '.join(sorted(self.free)) or 'no index'}, depth {self.summation_depth}>"
+
+    def text(self, children: list[str]) -> str:
+        """The expression, given how its children are written."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Constant(Expression):
     """A number."""
 
     value: float
 
-    def __str__(self) -> str:
+    def text(self, children: list[str]) -> str:  # noqa: D102
         return repr(self.value).removesuffix(".0")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Equal(Expression):
     """``1[x=y]``, or ``1[x!=y]`` if negated."""
 
@@ -108,57 +134,94 @@ class Equal(Expression):
     y: str
     negated: bool = False
 
-    @cached_property
-    def free(self) -> frozenset[str]:  # noqa: D102
-        return frozenset((self.x, self.y))
+    def _names(self) -> tuple[str, ...]:
+        return (self.x, self.y)
 
-    @cached_property
-    def indices(self) -> frozenset[str]:  # noqa: D102
-        return self.free
-
-    def __str__(self) -> str:
+    def text(self, children: list[str]) -> str:  # noqa: D102
         return f"1[{self.x}{'!=' if self.negated else '='}{self.y}]"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edge(Expression):
-    """``E(x,y)``: 1 where x and y are joined."""
+    """``E(x,y)``: how many edges lead from x to y, 0 or 1 in a simple graph; ``E[r](x,y)`` those of relation r."""
 
     x: str
     y: str
+    relation: int | None = None
 
-    @cached_property
-    def free(self) -> frozenset[str]:  # noqa: D102
-        return frozenset((self.x, self.y))
+    def _names(self) -> tuple[str, ...]:
+        return (self.x, self.y)
 
-    @cached_property
-    def indices(self) -> frozenset[str]:  # noqa: D102
-        return self.free
-
-    def __str__(self) -> str:
-        return f"E({self.x},{self.y})"
+    def text(self, children: list[str]) -> str:  # noqa: D102
+        return f"E{'' if self.relation is None else f'[{self.relation}]'}({self.x},{self.y})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeLabel(Expression):
+    """``Q3(x,y)``, one channel of what the edges from x to y carry, ``Q(x,y)`` all: their sum, 0 without an edge."""
+
+    channel: int | None
+    x: str
+    y: str
+
+    def _names(self) -> tuple[str, ...]:
+        return (self.x, self.y)
+
+    def text(self, children: list[str]) -> str:  # noqa: D102
+        return f"Q{'' if self.channel is None else self.channel}({self.x},{self.y})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Matrix(Expression):
+    """``M[name](x,y)``: an entry of a matrix that folklore k-WL of so many rounds determines, as its author declares.
+
+    Names that text may use, and what they are, stand in `lit_papers.expressiveness.matrices.MATRICES`.
+
+    Args:
+        name: of the function that computes it.
+        x: row.
+        y: column.
+        order: k, at least 2.
+        rounds: None where it takes the stable colouring.
+    """
+
+    name: str
+    x: str
+    y: str
+    order: int = 2
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.order < 2:
+            raise ExpressionError(f"a matrix declares an order of at least 2; got {self.order}")
+        super().__post_init__()
+        self._set("summation_depth", self.rounds or 0)
+        self._set("matrix_order", self.order)
+        self._set("endless", self.rounds is None)
+        self._set("local", False)
+
+    def _names(self) -> tuple[str, ...]:
+        return (self.x, self.y)
+
+    def text(self, children: list[str]) -> str:  # noqa: D102
+        return f"M[{self.name}]({self.x},{self.y})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Label(Expression):
     """``P3(x)``, one channel of the node features; ``P(x)`` all of them."""
 
     channel: int | None
     x: str
 
-    @cached_property
-    def free(self) -> frozenset[str]:  # noqa: D102
-        return frozenset((self.x,))
+    def _names(self) -> tuple[str, ...]:
+        return (self.x,)
 
-    @cached_property
-    def indices(self) -> frozenset[str]:  # noqa: D102
-        return self.free
-
-    def __str__(self) -> str:
+    def text(self, children: list[str]) -> str:  # noqa: D102
         return f"P{'' if self.channel is None else self.channel}({self.x})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Addition(Expression):
     """A sum of terms."""
 
@@ -168,11 +231,12 @@ class Addition(Expression):
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
         return self.terms
 
-    def __str__(self) -> str:
-        return " + ".join(f"({term})" if isinstance(term, Addition) else str(term) for term in self.terms)
+    def text(self, children: list[str]) -> str:  # noqa: D102
+        parts = zip(self.terms, children, strict=True)
+        return " + ".join(f"({text})" if isinstance(term, Addition) else text for term, text in parts)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Product(Expression):
     """A product of factors."""
 
@@ -182,13 +246,12 @@ class Product(Expression):
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
         return self.factors
 
-    def __str__(self) -> str:
-        return "*".join(
-            f"({factor})" if isinstance(factor, (Addition, Product)) else str(factor) for factor in self.factors
-        )
+    def text(self, children: list[str]) -> str:  # noqa: D102
+        parts = zip(self.factors, children, strict=True)
+        return "*".join(f"({text})" if isinstance(factor, (Addition, Product)) else text for factor, text in parts)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Function(Expression):
     """``f(a, b)``: a function of the values, such as a nonlinearity or a linear layer."""
 
@@ -199,13 +262,15 @@ class Function(Expression):
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
         return self.arguments
 
-    def __str__(self) -> str:
-        return f"{self.name}({', '.join(map(str, self.arguments))})"
+    def text(self, children: list[str]) -> str:  # noqa: D102
+        return f"{self.name}({', '.join(children)})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Aggregate(Expression):
     """``sum[x](body)`` over all nodes x, or over those with an edge: ``sum[x|E(y,x)](body)``.
+
+    With parallel edges, a guarded sum or mean counts a node as often as there are.
 
     Raises:
         ExpressionError: the kind is unknown, or the guard does not join the index to another one.
@@ -223,26 +288,31 @@ class Aggregate(Expression):
             raise ExpressionError(
                 f"the guard {self.guard} does not join {self.index!r}, which is aggregated over, to another"
             )
+        super().__post_init__()
+        self._set("free", self.free - {self.index})
+        self._set("indices", self.indices | {self.index})
+        self._set("width", max(self.width, len(self.free) + 1))
+        self._set("summation_depth", 1 + self.summation_depth)
+        pair = self.free | {self.index}
+        self._set("local", self.local and len(pair) == 2 and self._joins(pair) and self.pairs <= {pair})
+        # what is not local stays so, and what is has no pairs left; a bare pair inside one that is not says no more
+        self._set("pairs", frozenset())
+
+    def _joins(self, pair: frozenset[str]) -> bool:
+        """Only nodes that an edge joins to the free index count."""
+        if self.guard is not None:
+            return True
+        return self.kind == "sum" and any(
+            isinstance(factor, (Edge, EdgeLabel)) and factor.free == pair for factor in factors_of(self.body)
+        )
 
     @property
     def children(self) -> tuple[Expression, ...]:  # noqa: D102
         return (self.body,) if self.guard is None else (self.body, self.guard)
 
-    @cached_property
-    def free(self) -> frozenset[str]:  # noqa: D102
-        return super().free - {self.index}
-
-    @cached_property
-    def indices(self) -> frozenset[str]:  # noqa: D102
-        return super().indices | {self.index}
-
-    @cached_property
-    def summation_depth(self) -> int:  # noqa: D102
-        return 1 + self.body.summation_depth
-
-    def __str__(self) -> str:
+    def text(self, children: list[str]) -> str:  # noqa: D102
         guard = "" if self.guard is None else f"|{self.guard}"
-        return f"{self.kind}[{self.index}{guard}]({self.body})"
+        return f"{self.kind}[{self.index}{guard}]({children[0]})"
 
 
 class ExpressionError(ValueError):
@@ -255,160 +325,30 @@ def natural_order(name: str) -> tuple[str, int, str]:
     return (name[: len(name) - digits], int(name[len(name) - digits :] or -1), name)
 
 
-def parse(text: str) -> Expression:
-    """Read an expression; ``parse(str(e)) == e`` for every expression that was read.
+def postorder(e: Expression) -> Iterator[Expression]:
+    """Each distinct sub-expression once, after all that it is made of."""
+    seen: set[Expression] = set()
+    stack: list[tuple[Expression, bool]] = [(e, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(node.children))
 
-    Raises:
-        ExpressionError: the text is malformed; names the position.
 
-    >>> print(parse("sum[y]( E(x,y) * relu(P(y) - 0.5) )"))
-    sum[y](E(x,y)*relu(P(y) + -1*0.5))
-    """
-    return _Parser(text).whole()
+def product_of(factors: list[Expression]) -> Expression:
+    """Their product: 1 of none, the factor itself of one."""
+    if not factors:
+        return Constant(1.0)
+    return factors[0] if len(factors) == 1 else Product(tuple(factors))
 
 
-class _Parser:
-    """Recursive descent: sums of products of atoms."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-
-    def whole(self) -> Expression:
-        found = self.sum()
-        if self.peek():
-            raise self.error(f"unexpected {self.peek()!r}")
-        return found
-
-    def error(self, message: str) -> ExpressionError:
-        return ExpressionError(f"{message} at position {self.at} of {self.text!r}")
-
-    def peek(self) -> str:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-        return self.text[self.at : self.at + 1]
-
-    def take(self, symbol: str) -> None:
-        self.peek()
-        if not self.text.startswith(symbol, self.at):
-            found = repr(self.peek()) if self.peek() else "the end"
-            raise self.error(f"expected {symbol!r}, found {found}")
-        self.at += len(symbol)
-
-    def name(self) -> str:
-        self.peek()
-        start = self.at
-        while self.at < len(self.text) and (self.text[self.at].isalnum() or self.text[self.at] == "_"):
-            self.at += 1
-        found = self.text[start : self.at]
-        if not found.isidentifier():
-            self.at = start
-            raise self.error(f"expected a name, found {found or self.peek() or 'the end'!r}")
-        return found
-
-    def sum(self) -> Expression:
-        terms = [self.product()]
-        while self.peek() in ("+", "-"):
-            sign = self.peek()
-            self.at += 1
-            term = self.product()
-            terms.append(term if sign == "+" else Product((Constant(-1.0), *_factors(term))))
-        return terms[0] if len(terms) == 1 else Addition(tuple(terms))
-
-    def product(self) -> Expression:
-        factors = [self.atom()]
-        while self.peek() == "*":
-            self.at += 1
-            factors.append(self.atom())
-        return factors[0] if len(factors) == 1 else Product(tuple(factors))
-
-    def atom(self) -> Expression:
-        first = self.peek()
-        if not first:
-            raise self.error("expected an expression, found the end")
-        if first == "(":
-            self.take("(")
-            inside = self.sum()
-            self.take(")")
-            return inside
-        if first == "-":
-            self.at += 1
-            inner = self.atom()
-            if isinstance(inner, Constant):
-                return Constant(-inner.value)
-            return Product((Constant(-1.0), *_factors(inner)))
-        if first.isdigit() or first == ".":
-            return self.number()
-        start = self.at
-        name = self.name()
-        symbol = self.peek()
-        if name in KINDS and symbol == "[":
-            return self.aggregate(name, start)
-        if symbol != "(":
-            raise self.error(f"expected '(' after {name!r}")
-        if name == "E":
-            return Edge(*self.names(2))
-        if name == "P" or (name[0] == "P" and name[1:].isdigit()):
-            return Label(int(name[1:]) if name[1:] else None, *self.names(1))
-        self.take("(")
-        arguments = [self.sum()]
-        while self.peek() == ",":
-            self.take(",")
-            arguments.append(self.sum())
-        self.take(")")
-        return Function(name, tuple(arguments))
-
-    def number(self) -> Expression:
-        if self.text.startswith("1[", self.at):
-            self.take("1[")
-            x = self.name()
-            negated = self.peek() == "!"
-            self.take("!=" if negated else "=")
-            y = self.name()
-            self.take("]")
-            return Equal(x, y, negated)
-        start = self.at
-        while self.at < len(self.text) and (
-            self.text[self.at] in "0123456789."
-            or (self.text[self.at] in "eE" and self.at > start and self.text[self.at + 1 : self.at + 2] != "(")
-            or (self.text[self.at] in "+-" and self.text[self.at - 1] in "eE")
-        ):
-            self.at += 1
-        digits = self.text[start : self.at]
-        try:
-            value = float(digits)
-        except ValueError:
-            value = math.inf
-        if math.isinf(value):
-            self.at = start
-            raise self.error(f"{digits!r} is no number")
-        return Constant(value)
-
-    def names(self, count: int) -> Iterator[str]:
-        self.take("(")
-        for index in range(count):
-            if index:
-                self.take(",")
-            yield self.name()
-        self.take(")")
-
-    def aggregate(self, kind: str, start: int) -> Expression:
-        self.take("[")
-        index = self.name()
-        guard = None
-        if self.peek() == "|":
-            self.take("|")
-            self.take("E")
-            guard = Edge(*self.names(2))
-        self.take("]")
-        self.take("(")
-        body = self.sum()
-        self.take(")")
-        try:
-            return Aggregate(kind, index, body, guard)  # type: ignore[arg-type]
-        except ExpressionError as error:
-            self.at = start
-            raise self.error(str(error)) from None
+def factors_of(e: Expression) -> tuple[Expression, ...]:
+    """The factors of a product, or the expression as the only one."""
+    return e.factors if isinstance(e, Product) else (e,)
 
 
 def _expression(value: "Expression | float") -> Expression:
@@ -419,5 +359,9 @@ def _terms(e: Expression) -> tuple[Expression, ...]:
     return e.terms if isinstance(e, Addition) else (e,)
 
 
-def _factors(e: Expression) -> tuple[Expression, ...]:
-    return e.factors if isinstance(e, Product) else (e,)
+def _digest_of(value: object) -> bytes:
+    if isinstance(value, Expression):
+        return value._digest
+    if isinstance(value, tuple):
+        return b"(" + b"".join(_digest_of(item) for item in value) + b")"
+    return repr(value).encode() + b";"

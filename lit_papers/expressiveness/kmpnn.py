@@ -1,13 +1,15 @@
 """k-MPNNs and k-FGNNs: networks on tuples of k nodes that reach their bound, folklore k-WL."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_papers.expressiveness.graph_batch import read_graphs
+
+_BIAS = 0.1  # of layers that a norm follows: it sees to their spread, and biases as large as that drown the differences
 
 
 class Sine(nn.Module):
@@ -30,12 +32,13 @@ def atomic_features(data: Any, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Atomic types of all k-tuples, as numbers.
 
     Args:
-        data: PyG ``Data`` or ``Batch`` of undirected graphs.
+        data: PyG ``Data`` or ``Batch``.
         k: at least 1.
 
     Returns:
-        features (B, n, ..., n, C), the node features and a loop flag of each place, and for each pair of places whether
-        they are equal and whether they are joined; adjacency (B, n, n); mask (B, n, ..., n) of real tuples.
+        features (B, n, ..., n, C), the node features and number of loops of each place, and for each pair of places
+        whether they are equal and how many edges lead from one to the other; adjacency (B, n, n), row to column; mask
+        (B, n, ..., n) of real tuples. In a directed graph 2-tuples see both directions, as (v, u) and (u, v).
 
     Raises:
         ValueError: k is below 1.
@@ -65,10 +68,30 @@ def atomic_features(data: Any, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(parts, k + 1) * mask[..., None], adjacency, mask
 
 
+class TupleNorm(nn.Module):
+    """Batch norm over all real tuples of a batch: (B, n, ..., n, C) values, padding stays 0.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Normalised values, of the same shape."""
+        result = torch.zeros_like(h)
+        result[mask] = self.norm(h[mask])
+        return result
+
+
 class _TupleConv(nn.Module):
     """What both layers share: their linear maps, and the update of a tuple with what was aggregated."""
 
-    def __init__(self, k: int, in_channels: int, out_channels: int, activation: nn.Module | None) -> None:
+    def __init__(
+        self, k: int, in_channels: int, out_channels: int, activation: nn.Module | None, batch_norm: bool
+    ) -> None:
         super().__init__()
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}.")
@@ -78,13 +101,17 @@ class _TupleConv(nn.Module):
         self.own = nn.Linear(in_channels, out_channels)
         # for k = 1 the atomic type of (v, u) carries the edges: neighbours and all nodes are two sums
         self.gathered = nn.Linear(out_channels * (2 if k == 1 else 1), out_channels)
+        self.norm = TupleNorm(out_channels) if batch_norm else None
         for layer in (*self.inputs, self.own, self.gathered):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            nn.init.normal_(layer.bias)
+            nn.init.normal_(layer.bias, std=_BIAS if batch_norm else 1.0)
 
     def update(self, h: Tensor, gathered: Tensor, mask: Tensor) -> Tensor:
         """Combine a tuple's value with what was aggregated, and clear padding."""
-        result: Tensor = self.activation(self.own(h) + self.gathered(gathered)) * mask[..., None]
+        combined = self.own(h) + self.gathered(gathered)
+        if self.norm is not None:
+            combined = self.norm(combined, mask)
+        result: Tensor = self.activation(combined) * mask[..., None]
         return result
 
     def scale(self, mask: Tensor) -> Tensor:
@@ -102,6 +129,7 @@ class KMPNNConv(_TupleConv):
         out_channels: of the result.
         aggr: ``sum``, ``mean`` or ``max`` over u.
         activation: None takes `Sine`.
+        batch_norm: over tuples, before the activation.
 
     Raises:
         ValueError: k or `aggr` is out of range.
@@ -115,8 +143,9 @@ class KMPNNConv(_TupleConv):
         *,
         aggr: Literal["sum", "mean", "max"] = "sum",
         activation: nn.Module | None = None,
+        batch_norm: bool = False,
     ) -> None:
-        super().__init__(k, in_channels, out_channels, activation)
+        super().__init__(k, in_channels, out_channels, activation, batch_norm)
         if aggr not in ("sum", "mean", "max"):
             raise ValueError(f"aggr must be 'sum', 'mean' or 'max'; got {aggr!r}.")
         self.aggr = aggr
@@ -169,8 +198,16 @@ class KFGNNConv(_TupleConv):
     Arguments are those of `KMPNNConv`; ``aggr`` is the sum.
     """
 
-    def __init__(self, k: int, in_channels: int, out_channels: int, *, activation: nn.Module | None = None) -> None:
-        super().__init__(k, in_channels, out_channels, activation)
+    def __init__(
+        self,
+        k: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        activation: nn.Module | None = None,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__(k, in_channels, out_channels, activation, batch_norm)
 
     def forward(self, h: Tensor, adjacency: Tensor, mask: Tensor) -> Tensor:
         """Values (B, n, ..., n, out_channels) of tuples from (B, n, ..., n, in_channels)."""
@@ -195,6 +232,8 @@ class KFGNNConv(_TupleConv):
 class KMPNN(nn.Module):
     """A network on k-tuples of nodes: atomic types, layers, mean over tuples, linear head.
 
+    As drawn, with sines and in float64, it tells apart what its bound allows; to train it, take ``batch_norm``.
+
     Args:
         k: size of the tuples; 2 costs n^2 memory, and n^3 time.
         in_channels: of the node features.
@@ -202,10 +241,9 @@ class KMPNN(nn.Module):
         out_channels: of the result.
         num_layers: at least 1; t layers are bounded by t rounds of folklore k-WL.
         conv: ``fgnn`` or ``mpnn``.
-        activation: None takes `Sine`.
-        batch_norm: normalise the mean over tuples, in which hard graphs differ by little, before the head.
-        train_layers: False keeps the layers as drawn, and trains the head alone; fast sines under training move the
-            embeddings by more than hard graphs differ.
+        activation: None takes `Sine`, or tanh with `batch_norm`.
+        batch_norm: over tuples in every layer, and over graphs before the head: without it, the embeddings of hard
+            graphs move by more in a step than they differ. Evaluation needs `recalibrate`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -222,7 +260,6 @@ class KMPNN(nn.Module):
         conv: Literal["fgnn", "mpnn"] = "fgnn",
         activation: nn.Module | None = None,
         batch_norm: bool = False,
-        train_layers: bool = True,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -232,15 +269,17 @@ class KMPNN(nn.Module):
         self.k = k
         features = k * (in_channels + 1) + k * (k - 1)
         kind: Callable[..., nn.Module] = KFGNNConv if conv == "fgnn" else KMPNNConv
+        if activation is None and batch_norm:
+            activation = nn.Tanh()
         widths = [features, *[hidden_channels] * num_layers]
         self.layers = nn.ModuleList(
-            kind(k, before, after, activation=activation) for before, after in itertools.pairwise(widths)
+            kind(k, before, after, activation=activation, batch_norm=batch_norm)
+            for before, after in itertools.pairwise(widths)
         )
-        self.layers.requires_grad_(train_layers)
         self.norm = nn.BatchNorm1d(hidden_channels, eps=1e-10) if batch_norm else nn.Identity()
         self.head = nn.Linear(hidden_channels, out_channels)
         nn.init.normal_(self.head.weight, std=hidden_channels**-0.5)
-        nn.init.normal_(self.head.bias)
+        nn.init.normal_(self.head.bias, std=_BIAS if batch_norm else 1.0)
 
     def forward(self, data: Any) -> Tensor:
         """Graph embeddings (B, out_channels) of a PyG ``Data`` or ``Batch``."""
@@ -252,3 +291,59 @@ class KMPNN(nn.Module):
         tuples = mask.flatten(1).sum(1).clamp_min(1)[:, None]
         result: Tensor = self.head(self.norm(h.flatten(1, -2).sum(1) / tuples))
         return result
+
+
+def recalibrate(
+    model: nn.Module, batches: Iterable[Any], call: Callable[[nn.Module, Any], Tensor] | None = None
+) -> None:
+    """Give batch norms the mean and variance that the weights of this moment have on these batches, all taken together.
+
+    Running averages lag behind the weights, and their variance is that of a sample; where graphs differ by less than
+    that, evaluation then says nothing of what training learned. Norms are set one by one, in the order in which they
+    are registered, as each one's input depends on those before it: a pass over the batches for each.
+
+    Args:
+        model: its mode and everything but the statistics stay as they are.
+        batches: of training data.
+        call: how the model is called; None for ``model(batch)``.
+    """
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    modes = {part: part.training for part in model.modules()}
+    batches = list(batches)
+    try:
+        model.eval()
+        for norm in norms:
+            if norm.track_running_stats:
+                _take_statistics(norm, model, batches, call)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _take_statistics(
+    norm: nn.modules.batchnorm._BatchNorm,
+    model: nn.Module,
+    batches: list[Any],
+    call: Callable[[nn.Module, Any], Tensor] | None,
+) -> None:
+    seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        rows = inputs[0].detach().transpose(0, 1).flatten(1).double()  # (C, rows)
+        seen.append((rows.shape[1], rows.sum(1), rows.var(1, correction=0) * rows.shape[1]))
+
+    handle = norm.register_forward_pre_hook(look)
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(batch) if call is None else call(model, batch)
+    finally:
+        handle.remove()
+    total = sum(count for count, _, _ in seen)
+    if not total or norm.running_mean is None or norm.running_var is None:
+        return
+    mean = torch.stack([sums for _, sums, _ in seen]).sum(0) / total
+    inside = torch.stack([squares for _, _, squares in seen]).sum(0)
+    between = torch.stack([count * (sums / max(count, 1) - mean).square() for count, sums, _ in seen]).sum(0)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_((inside + between) / total)

@@ -1,12 +1,16 @@
 """Training graph networks to tell graphs apart."""
 
+from collections import deque
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_papers.expressiveness.separation import Readout, embed
+from lit_papers.expressiveness.adapter import GraphCall, Readout
+from lit_papers.expressiveness.kmpnn import recalibrate
+
+_BATCHES = 16  # of an epoch, from which statistics are taken
 
 
 class SeparationModule(LightningModule):
@@ -15,10 +19,13 @@ class SeparationModule(LightningModule):
     ``contrastive`` pushes the embeddings of rows (0, 1), (2, 3), ... apart: cosine embedding loss with target -1, as
     BREC does. ``classification`` and ``regression`` fit ``batch.y``, by cross-entropy or mean squared error.
 
+    At the end of each epoch, batch norms get the statistics of its last batches with the weights of that moment
+    (`lit_papers.expressiveness.kmpnn.recalibrate`), so that evaluation sees what was learned.
+
     Logs ``train/loss``, ``val/loss``, and ``val/accuracy`` for classification; ``test/`` likewise.
 
     Args:
-        model: of any call that `lit_papers.expressiveness.separation.embed` knows.
+        model: of any call that `lit_papers.expressiveness.adapter.GraphCall` knows.
         objective: see above.
         readout: for models with an output for each node.
         margin: of the contrastive loss, in [-1, 1].
@@ -49,20 +56,28 @@ class SeparationModule(LightningModule):
         self.save_hyperparameters(ignore=["model"])
         self.model = model
         self.objective = objective
-        self.readout: Readout | None = readout
+        self.call = GraphCall(readout=readout)
         self.margin = margin
         self.lr = lr
+        self._recent: deque[Any] = deque(maxlen=_BATCHES)
         self.weight_decay = weight_decay
 
     def forward(self, batch: Any) -> Tensor:
         """Embeddings (B, d) of a PyG ``Batch``."""
-        return embed(self.model, batch, self.readout)
+        return self.call(self.model, batch)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Loss of one batch."""
         loss = self._loss(self(batch), batch)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_graphs)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Recalibrate batch norms after the last batch of an epoch, before any validation."""
+        self._recent.append(batch)
+        if self.trainer.is_last_batch:
+            recalibrate(self.model, self._recent, self.call)
+            self._recent.clear()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         """Log ``val/loss``, and ``val/accuracy`` for classification."""

@@ -1,34 +1,94 @@
 """What a model tells apart in fact: differences between graphs against the noise of relabelling them."""
 
 import copy
-import inspect
+import itertools
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lit_papers.expressiveness.adapter import GraphCall, Level, Readout
+from lit_papers.expressiveness.features import (
+    Relabelled,
+    colours,
+    copies_of,
+    has_exact_features,
+    relabelled,
+    snap,
+)
 from lit_papers.expressiveness.graphs import import_graph_extra
-from lit_papers.expressiveness.weisfeiler_leman import graph_hash
+from lit_papers.expressiveness.paired_t2 import PairedT2, paired_t2
+from lit_papers.expressiveness.weisfeiler_leman import graph_hash, pair_hash, parse_test, vertex_hash
 
-Readout = Literal["sum", "mean"]
+__all__ = [
+    "PairedT2",
+    "PlacedPair",
+    "Readout",
+    "SeparationReport",
+    "edge_pairs",
+    "embed",
+    "pair_ceilings",
+    "paired_t2",
+    "relabelled",
+    "separation_power",
+    "try_call",
+    "vertex_pairs",
+]
+
+Transform = Callable[[Any], Any]
 _GREY = (10.0, 1000.0)
 _NOISY = 1e-3
 
 
-@dataclass(frozen=True)
-class SeparationReport:
-    """Which pairs of graphs a model tells apart, beside what tests could.
+class PlacedPair(NamedTuple):
+    """Two nodes, or two edges, for ``level="vertex"`` and ``level="edge"``.
 
     Attributes:
-        status: of each pair: ``separated``, ``equal``, or ``unreliable`` (not finite, or relabelling moves the
-            embeddings about as much as the other graph does).
+        first, second: PyG graphs, which may be the same.
+        at: the node of each, or the (source, target) of each edge.
+        part: of the collection.
+    """
+
+    first: Any
+    second: Any
+    at: tuple[Any, Any] | None
+    part: str = "all"
+
+
+def vertex_pairs(graphs: Sequence[Any], part: str = "all") -> list[PlacedPair]:
+    """All pairs of nodes of the same graph."""
+    return [
+        PlacedPair(graph, graph, pair, part)
+        for graph in graphs
+        for pair in itertools.combinations(range(graph.num_nodes), 2)
+    ]
+
+
+def edge_pairs(graphs: Sequence[Any], part: str = "all") -> list[PlacedPair]:
+    """All pairs of edges of the same graph, in the directions that they are given."""
+    return [
+        PlacedPair(graph, graph, pair, part)
+        for graph in graphs
+        for pair in itertools.combinations(map(tuple, graph.edge_index.T.tolist()), 2)
+    ]
+
+
+@dataclass(frozen=True)
+class SeparationReport:
+    """Which pairs a model tells apart, beside what tests could.
+
+    Attributes:
+        status: of each pair: ``separated``, ``equal``, or ``unreliable`` (not finite, relabelling moves the embeddings
+            about as much as the other graph does, or a graph is told apart from a relabelled copy of itself).
         ratios: (P,) difference of each pair over the noise.
         parts: what part of the collection each pair is of.
+        controls: (P,) the same ratio of each graph and its own relabelled copies, the larger of the two: the floor.
         per_part: separated pairs of each part.
         ceiling: for each test, the pairs that it tells apart.
         exceeds: for each test, positions of pairs that the model separated though the test cannot.
@@ -42,6 +102,7 @@ class SeparationReport:
     ceiling: Mapping[str, int]
     exceeds: Mapping[str, tuple[int, ...]]
     ceiling_per_part: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    controls: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     @property
     def num_separated(self) -> int:
@@ -73,6 +134,7 @@ class SeparationReport:
             "total": len(self.status),
             "unreliable": self.num_unreliable,
             "grey": self.num_grey,
+            "control": float(self.controls.nan_to_num(torch.inf).max()) if len(self.controls) else 0.0,
             **{f"ceiling/{test}": count for test, count in self.ceiling.items()},
             **{f"part/{part}": count for part, count in self.per_part.items()},
         }
@@ -88,6 +150,9 @@ def separation_power(
     ratio: float = 100.0,
     tests: Sequence[str] = ("cr",),
     readout: Readout | None = None,
+    call: Callable[[nn.Module, Any], Tensor] | None = None,
+    transform: Transform | None = None,
+    level: Level = "graph",
     seed: int = 0,
     ceilings: Mapping[str, Sequence[bool]] | None = None,
 ) -> SeparationReport:
@@ -95,46 +160,59 @@ def separation_power(
 
     Each graph is embedded under several relabelings, twice. The spread of these embeddings is the noise; a pair is
     separated if the difference of its means is `ratio` times as large. A fixed tolerance would measure the tolerance.
+    The second group of each graph is a control: an isomorphic copy, which nothing may tell apart.
+
+    Features that some computation made differ by rounding between isomorphic graphs. Float features that are equal up
+    to 64 roundings are therefore made equal, for the model as for the tests; with a `transform`, the tests take as
+    equal what relabelling was seen to change.
 
     Args:
-        model: called as ``model(x, edge_index, batch=...)`` if its forward has ``edge_index`` (``batch`` only if it has
-            that too), as ``model(batch)`` otherwise. A copy runs, on the CPU in evaluation mode.
-        pairs: items that unpack as (first, second), PyG graphs; a ``part`` attribute names their part.
+        model: see `lit_papers.expressiveness.adapter.GraphCall`; a copy runs, on the CPU in evaluation mode.
+        pairs: items that unpack as (first, second), PyG graphs; a ``part`` attribute names their part, and ``at`` the
+            nodes or edges, for levels below graphs (`vertex_pairs`, `edge_pairs`).
         relabelings: of each graph in each of the two groups, at least 2.
         dtype: of the copy; float64 unless you want to see what float32 does.
         ratio: threshold.
-        tests: for the ceilings, such as ``cr`` and ``2-fwl``.
+        tests: for the ceilings, such as ``cr`` and ``2-fwl``. They see the features that the model gets.
         readout: for models with an output for each node.
-        seed: of the relabelings.
+        call: a function (model, batch) to the output, for models that are called in another way.
+        transform: of PyG, run on each relabelled graph: positional encodings, which must not depend on the order of
+            nodes, yet do (the signs of eigenvectors).
+        level: ``graph``, ``vertex`` or ``edge``: what is told apart.
+        seed: of the relabelings, and of random transforms and models.
         ceilings: for each test which pairs it tells apart, if that is known already.
 
     Raises:
-        ValueError: there are no pairs, `relabelings` is below 2, a test is unknown, or the output is not (B, d).
+        ValueError: there are no pairs, `relabelings` is below 2, a test is unknown, the model cannot be called on the
+            graphs, or its output is not (B, d).
     """
     if not pairs:
         raise ValueError("pairs is empty: there is nothing to tell apart.")
     if relabelings < 2:
         raise ValueError(f"relabelings must be at least 2, to see what relabelling changes; got {relabelings}.")
-    known = pair_ceilings(pairs, tests) if ceilings is None else ceilings
+    for test in tests:
+        parse_test(test)
+    adapter = GraphCall(call, readout, level)
+    if level != "graph" and any(getattr(pair, "at", None) is None for pair in pairs):
+        raise ValueError(f"level={level!r} needs pairs with `at`, as vertex_pairs and edge_pairs make them.")
     uneven = sum(int(first.num_nodes) != int(second.num_nodes) for first, second in map(_graphs, pairs))
     if uneven:
         warnings.warn(
             f"{uneven} of {len(pairs)} pairs have graphs of different sizes, trivially separated by size.", UserWarning,
             stacklevel=2,
         )  # fmt: skip
-    clone = copy.deepcopy(model).to("cpu", dtype).eval()
-    clone.__dict__.pop("forward", None)  # where Lightning keeps a compiled one, which is bound to the original
-    generator = torch.Generator().manual_seed(seed)
-    status, ratios = [], []
-    with isolate_rng(), torch.no_grad():
-        for pair in pairs:
-            found, size = _measure(clone, _graphs(pair), relabelings, dtype, ratio, readout, generator)
-            status.append(found)
-            ratios.append(size)
+    with _measuring(model, dtype, seed) as clone:
+        run = _Measurement(clone, adapter, relabelings, dtype, ratio, transform, torch.Generator().manual_seed(seed))
+        seen = run.check(pairs[0])
+        known = (
+            pair_ceilings(pairs, tests, transform=transform, level=level, seen=seen) if ceilings is None else ceilings
+        )
+        found = [run.measure(pair) for pair in pairs]
+    status = tuple(outcome for outcome, _, _ in found)
     parts = tuple(str(getattr(pair, "part", "all")) for pair in pairs)
     return SeparationReport(
-        status=tuple(status),
-        ratios=torch.tensor(ratios, dtype=torch.float64),
+        status=status,
+        ratios=torch.tensor([between for _, between, _ in found], dtype=torch.float64),
         parts=parts,
         ceiling={test: sum(flags) for test, flags in known.items()},
         exceeds={
@@ -145,155 +223,189 @@ def separation_power(
             test: dict(Counter(part for part, flag in zip(parts, flags, strict=True) if flag))
             for test, flags in known.items()
         },
+        controls=torch.tensor([control for _, _, control in found], dtype=torch.float64),
     )
 
 
-def pair_ceilings(pairs: Sequence[Any], tests: Sequence[str]) -> dict[str, list[bool]]:
-    """For each test, whether it tells each pair apart."""
-    batches = [import_graph_extra("torch_geometric.data").Batch.from_data_list(list(_graphs(pair))) for pair in pairs]
-    found = {}
-    for test in tests:
-        hashes = [graph_hash(batch, test) for batch in batches]
-        found[test] = [bool(pair[0] != pair[1]) for pair in hashes]
+def pair_ceilings(
+    pairs: Sequence[Any],
+    tests: Sequence[str],
+    *,
+    transform: Transform | None = None,
+    level: Level = "graph",
+    seen: frozenset[str] | None = None,
+) -> dict[str, list[bool]]:
+    """For each test, whether it tells each pair apart.
+
+    Args:
+        pairs: as for `separation_power`.
+        tests: such as ``cr`` and ``2-fwl``.
+        transform: run on each relabelled graph.
+        level: ``graph``, ``vertex`` or ``edge``.
+        seen: names of the features that count; None for all that the graphs have.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hashes = {"graph": graph_hash, "vertex": vertex_hash, "edge": pair_hash}[level]
+    found: dict[str, list[bool]] = {test: [] for test in tests}
+    known: dict[tuple[int, int], tuple[Any, list[list[Relabelled]], dict[str, Tensor]]] = {}
+    for pair in pairs if tests else ():
+        first, second = _graphs(pair)
+        key = (id(first), id(second))  # many pairs of nodes are of one graph
+        if key not in known:
+            if transform is None:
+                copies = [[Relabelled(graph, torch.arange(graph.num_nodes))] for graph in (first, second)]
+            else:
+                copies = [copies_of(graph, 4, transform, generator) for graph in (first, second)]
+            batch = colours(copies, seen)
+            known = {key: (batch, copies, {test: hashes(batch, test) for test in tests})}
+        batch, copies, values = known[key]
+        for test in tests:
+            one, two = (
+                values[test][i]
+                if level == "graph"
+                else values[test][_row(batch, i, copies[i][0].place, pair.at[i], level)]
+                for i in (0, 1)
+            )
+            found[test].append(bool(one != two))
     return found
 
 
-def embed(model: nn.Module, batch: Any, readout: Readout | None = None) -> Tensor:
-    """Graph embeddings (B, d) of a PyG ``Batch``, whatever the model's call looks like.
+def try_call(
+    model: nn.Module,
+    pair: Any,
+    adapter: GraphCall,
+    *,
+    transform: Transform | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> frozenset[str] | None:
+    """Call a copy of the model once on a pair, as `separation_power` will.
+
+    Returns:
+        Names of the features that the model gets; None for all that the graphs have.
 
     Raises:
-        ValueError: the output is not (B, d), nor (N, d) with a `readout`; or the readout is unknown.
+        ValueError: it cannot be called on these graphs, or its output has another shape.
     """
-    if readout not in (None, "sum", "mean"):
-        raise ValueError(f"readout must be 'sum', 'mean' or None; got {readout!r}.")
-    parameters = inspect.signature(model.forward).parameters
-    if "edge_index" in parameters:
-        extra = {"batch": batch.batch} if "batch" in parameters else {}
-        output = model(batch.x, batch.edge_index, **extra)
-    else:
-        output = model(batch)
-    wanted = batch.num_nodes if readout else batch.num_graphs
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != wanted:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"the model's output is {shape}; with readout={readout!r} it must be ({wanted}, d). A model with an output "
-            "for each node needs readout='sum' or 'mean'."
-        )
-    if readout is None:
-        return output
-    total = output.new_zeros(batch.num_graphs, output.shape[1]).index_add_(0, batch.batch, output)
-    if readout == "mean":
-        total = total / torch.bincount(batch.batch, minlength=batch.num_graphs).clamp_min(1)[:, None]
-    return total
+    with _measuring(model, dtype, 0) as clone:
+        return _Measurement(clone, adapter, 2, dtype, 1.0, transform, torch.Generator().manual_seed(0)).check(pair)
 
 
-def relabelled(graph: Any, generator: torch.Generator | None) -> Any:
-    """A copy of a PyG graph with its nodes in random order; None draws from the global random stream."""
-    order = torch.randperm(graph.num_nodes, generator=generator)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    twin = graph.clone()
-    twin.edge_index = place[graph.edge_index]
-    for key, value in graph:
-        if key != "edge_index" and isinstance(value, Tensor) and graph.is_node_attr(key):
-            twin[key] = value[order]
-    return twin
+def embed(
+    model: nn.Module,
+    batch: Any,
+    readout: Readout | None = None,
+    call: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> Tensor:
+    """Graph embeddings (B, d) of a PyG ``Batch``, by `lit_papers.expressiveness.adapter.GraphCall`."""
+    return GraphCall(call, readout)(model, batch)
 
 
-class PairedT2(NamedTuple):
-    """Outcome of a paired test on embeddings.
-
-    Attributes:
-        statistic: NaN where it is degenerate.
-        threshold: above which the graphs count as different.
-        p_value: None for the released rule.
-        distinguished: they do.
-        degenerate: the differences span fewer dimensions than they have, and the size of their mean decides.
-    """
-
-    statistic: float
-    threshold: float
-    p_value: float | None
-    distinguished: bool
-    degenerate: bool
-
-
-def paired_t2(
-    left: Tensor, right: Tensor, *, rule: Literal["f-test", "released"] = "f-test", alpha: float = 0.05
-) -> PairedT2:
-    """Hotelling's paired T2 test on embeddings of q relabelings of two graphs, (q, d) each; the statistic of BREC.
-
-    BREC's code compares ``mean' pinv(cov) mean`` with 72.34, which is ``(q - 1) d / (q - d)`` times an F quantile for
-    q = 32 and d = 16. That belongs to q times the statistic, so its true level is far below the 0.05 that is meant. The
-    rule ``released`` reproduces the published numbers, ``f-test`` has the factor q.
-
-    Raises:
-        ValueError: shapes differ, or q is not above d.
-    """
-    if left.shape != right.shape or left.ndim != 2:
-        raise ValueError(f"left and right must be (q, d) both; got {tuple(left.shape)} and {tuple(right.shape)}.")
-    if rule not in ("f-test", "released"):
-        raise ValueError(f"rule must be 'f-test' or 'released'; got {rule!r}.")
-    q, d = left.shape
-    if rule == "f-test" and q <= d:
-        raise ValueError(f"the F test needs more relabelings than dimensions; got q={q}, d={d}.")
-    difference = (left - right).double()
-    mean = difference.mean(0)
-    spread = torch.cov(difference.T).reshape(d, d)
-    statistic = float(mean @ torch.linalg.pinv(spread) @ mean)
-    if rule == "released":
-        return PairedT2(statistic, 72.34, None, statistic > 72.34, False)
-    from scipy.stats import f as f_distribution
-
-    factor = (q - 1) * d / (q - d)
-    threshold = float(factor * f_distribution.ppf(1 - alpha, d, q - d))
-    scale = float(torch.cat([left, right]).abs().max())
-    eps = torch.finfo(left.dtype).eps
-    noise = float((difference - mean).abs().max())
-    if noise <= 1000 * eps * scale or int(torch.linalg.matrix_rank(spread)) < d:
-        apart = float(mean.abs().max()) > 100 * max(noise, eps * scale)
-        return PairedT2(float("nan"), threshold, float("nan"), apart, True)
-    value = q * statistic
-    p_value = float(f_distribution.sf(value / factor, d, q - d))
-    return PairedT2(value, threshold, p_value, value > threshold, False)
+@contextmanager
+def _measuring(model: nn.Module, dtype: torch.dtype, seed: int) -> Iterator[nn.Module]:
+    """A copy of a model that evaluates in a type of numbers; tensors that its forward makes are of that type too."""
+    clone = copy.deepcopy(model).to("cpu", dtype).eval()
+    clone.__dict__.pop("forward", None)  # where Lightning keeps a compiled one, which is bound to the original
+    before = torch.get_default_dtype()
+    with isolate_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            yield clone
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _graphs(pair: Any) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
-def _measure(
-    model: nn.Module,
-    graphs: tuple[Any, Any],
-    relabelings: int,
-    dtype: torch.dtype,
-    ratio: float,
-    readout: Readout | None,
-    generator: torch.Generator,
-) -> tuple[str, float]:
-    batch_of = import_graph_extra("torch_geometric.data").Batch.from_data_list
-    groups = []
-    for graph in graphs:
-        twins = [relabelled(graph, generator) for _ in range(2 * relabelings)]
-        batch = batch_of(twins)
+def _row(batch: Any, graph: int, place: Tensor, at: Any, level: Level) -> int:
+    """Which row of a batch is a node, or an edge, of one of its graphs."""
+    start = batch.ptr[graph]
+    if level == "vertex":
+        return int(start + place[at])
+    source, target = (int(start + place[node]) for node in at)
+    columns = ((batch.edge_index[0] == source) & (batch.edge_index[1] == target)).nonzero()
+    if not len(columns):
+        raise ValueError(f"edge {tuple(at)} is not in the graph.")
+    return int(columns[0])
+
+
+class _Measurement:
+    """One measurement; embeddings of a graph are kept for the other pairs that it is in."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: GraphCall,
+        relabelings: int,
+        dtype: torch.dtype,
+        ratio: float,
+        transform: Transform | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.adapter, self.relabelings, self.dtype = model, adapter, relabelings, dtype
+        self.ratio, self.transform, self.generator = ratio, transform, generator
+        self.known: dict[tuple[int, ...], tuple[Tensor, list[Relabelled], Any]] = {}
+
+    def check(self, pair: Any) -> frozenset[str] | None:
+        """Try the call on the first pair; returns the features that the model gets, None for all."""
+        batch = self.batch([copies_of(graph, 1, self.transform, self.generator)[0] for graph in _graphs(pair)])
+        self.adapter.check(self.model, batch)
+        return self.adapter.reads(self.model, batch)
+
+    def batch(self, copies: list[Relabelled]) -> Any:
+        batch = import_graph_extra("torch_geometric.data").Batch.from_data_list([copy.graph for copy in copies])
         for key, value in list(batch):
             if isinstance(value, Tensor) and value.is_floating_point():
-                batch[key] = value.to(dtype)
-        groups += embed(model, batch, readout).to(torch.float64).split(relabelings)  # type: ignore[no-untyped-call]
-    # measurement and control of the first graph, then of the second
-    stacked = torch.stack(groups)
-    if not stacked.isfinite().all():
-        return "unreliable", float("nan")
-    means = stacked.mean(1)
-    noise = float((stacked - means[:, None]).abs().max())
-    scale = float(stacked.abs().max())
-    floor = max(noise, torch.finfo(dtype).eps * scale)
+                batch[key] = value.to(self.dtype)
+        return batch
 
-    def ratio_of(i: int, j: int) -> float:
-        difference = float((means[i] - means[j]).abs().max())
-        return difference / floor if difference else 0.0
+    def embedded(self, pair: Any) -> list[tuple[Tensor, list[Relabelled], Any]]:
+        """For each graph the output on its copies, these, and their batch."""
+        graphs = _graphs(pair)
+        exact = self.transform is None and all(map(has_exact_features, graphs))
+        keys = [(id(graph),) if exact else (id(graphs[0]), id(graphs[1]), i) for i, graph in enumerate(graphs)]
+        if not all(key in self.known for key in keys):
+            fresh = [copies_of(graph, 2 * self.relabelings, self.transform, self.generator) for graph in graphs]
+            if not exact:
+                snap([copy.graph for copies in fresh for copy in copies])
+                self.known.clear()
+            for key, copies in zip(keys, fresh, strict=True):
+                if key not in self.known:
+                    batch = self.batch(copies)
+                    output = self.adapter(self.model, batch).to(torch.float64)
+                    self.known[key] = (output, copies, batch)
+        return [self.known[key] for key in keys]
 
-    between = ratio_of(0, 2)
-    if noise > _NOISY * scale or max(ratio_of(0, 1), ratio_of(2, 3)) > ratio:
-        return "unreliable", between
-    return ("separated" if between > ratio else "equal"), between
+    def measure(self, pair: Any) -> tuple[str, float, float]:
+        """The status of a pair, the ratio between its graphs, and that between copies of one graph."""
+        groups: list[Tensor] = []
+        for i, (output, copies, batch) in enumerate(self.embedded(pair)):
+            rows = output
+            if self.adapter.level != "graph":
+                places = [_row(batch, j, c.place, pair.at[i], self.adapter.level) for j, c in enumerate(copies)]
+                rows = output[places]
+            groups += rows.split(self.relabelings)  # type: ignore[no-untyped-call]
+        if groups[0].shape != groups[2].shape:
+            raise ValueError(
+                f"the model's outputs for the graphs of a pair are {tuple(groups[0].shape[1:])} and "
+                f"{tuple(groups[2].shape[1:])}: they cannot be compared."
+            )
+        # measurement and control of the first graph, then of the second
+        stacked = torch.stack(groups)
+        if not stacked.isfinite().all():
+            return "unreliable", float("nan"), float("nan")
+        means = stacked.mean(1)
+        noise = float((stacked - means[:, None]).abs().max())
+        scale = float(stacked.abs().max())
+        floor = max(noise, torch.finfo(self.dtype).eps * scale)
+
+        def ratio_of(i: int, j: int) -> float:
+            difference = float((means[i] - means[j]).abs().max())
+            return difference / floor if difference else 0.0
+
+        between, control = ratio_of(0, 2), max(ratio_of(0, 1), ratio_of(2, 3))
+        if noise > _NOISY * scale or control > self.ratio:
+            return "unreliable", between, control
+        return ("separated" if between > self.ratio else "equal"), between, control

@@ -12,29 +12,35 @@ from lit_papers.expressiveness.expressions import (
     Aggregate,
     Constant,
     Edge,
+    EdgeLabel,
     Equal,
     Expression,
     ExpressionError,
     Function,
     Label,
+    Matrix,
     Product,
-    parse,
 )
+from lit_papers.expressiveness.matrices import MATRICES
 from lit_papers.expressiveness.minimisation import minimise
+from lit_papers.expressiveness.parsing import parse
 
 __all__ = [
     "FUNCTIONS",
+    "MATRICES",
     "Addition",
     "Aggregate",
     "Bound",
     "Constant",
     "Edge",
+    "EdgeLabel",
     "Equal",
     "Expression",
     "ExpressionError",
     "ExpressionModule",
     "Function",
     "Label",
+    "Matrix",
     "Product",
     "bound",
     "evaluate",

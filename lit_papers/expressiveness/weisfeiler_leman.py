@@ -4,18 +4,24 @@ Colours are 64-bit hashes of what the tests define, so they are the same for a g
 padded, on another device and in another call. Equal true colours always have equal hashes; that unequal ones differ is
 overwhelmingly likely, and `is_equitable` proves it for colour refinement.
 
+Graphs may have directions, loops, parallel edges, relations and features. All tests see a relational structure: of two
+nodes, the multiset of what the edges from one to the other carry, and of those back; of one node, its features and its
+loops. Colour refinement looks along edges in both directions. That bounds what any network can see in them.
+
 "k-WL" is the folklore version here, as in Geerts & Reutter (ICLR 2022); on graphs, oblivious (k+1)-WL is as strong.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_papers.expressiveness.graph_batch import GraphBatch, read_graphs
+from lit_papers.expressiveness.graph_batch import GraphBatch, hashable, read_graphs
+from lit_papers.expressiveness.hashing import mix, spread
 
 _LARGEST_GEMM = 2048  # nodes up to which sums of products of 21-bit numbers are exact in float64
 _ODD = -7046029254386353131  # splitmix64's increment: a bijection of 64-bit integers by multiplication
@@ -31,36 +37,37 @@ class Colouring:
         mask: True on real tuples; None for colour refinement.
         graph_hash: (B,) int64, equal for graphs that the test cannot tell apart.
         rounds: (B,) rounds run for each graph.
-        num_classes: distinct colours in the batch.
     """
 
     colours: Tensor
     mask: Tensor | None
     graph_hash: Tensor
     rounds: Tensor
-    num_classes: int
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Distinct colours in the batch."""
+        return len(torch.unique(self.colours if self.mask is None else self.colours[self.mask]))
 
 
 def colour_refinement(data: Any, *, rounds: int | None = None, node_colours: Tensor | None = None) -> Colouring:
     """Refine node colours by the multiset of the neighbours' colours, ``cr^(t)``.
 
     Args:
-        data: PyG ``Data`` or ``Batch`` of undirected graphs; nodes start with their row of ``x``, by exact value.
+        data: PyG ``Data`` or ``Batch``; nodes start with their row of ``x``, by exact value, and their loops.
         rounds: how many; None runs each graph until its number of colours stays the same.
         node_colours: (N,) int64 initial colours instead of ``x``.
 
     Raises:
-        ValueError: the graphs are directed, or the features are NaN.
+        ValueError: features are NaN, or the edges are not held in ``edge_index``.
     """
     graphs = read_graphs(data)
-    source, target = graphs.edges
 
     def refine(colours: Tensor) -> Tensor:
-        around = (colours * _ODD).index_add_(0, source, _mix(colours, 1).index_select(0, target))
-        return _mix(around, 4)
+        return graphs.sum_over_neighbours(colours).add_(colours, alpha=_ODD)
 
     colours, done = _refine_nodes(graphs, _initial(graphs, node_colours), refine, rounds)
-    return Colouring(colours, None, _hash_nodes(graphs, colours), done, len(_unique(colours)))
+    return Colouring(colours, None, _hash_nodes(graphs, colours), done)
 
 
 def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colours: Tensor | None = None) -> Colouring:
@@ -77,28 +84,29 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
         node_colours: (N,) int64 initial colours instead of ``x``.
 
     Raises:
-        ValueError: k is below 1, the graphs are directed, or the features are NaN.
+        ValueError: k is below 1, features are NaN, or the edges are not held in ``edge_index``.
         MemoryError: the tuples would not fit, told before allocating.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1 for folklore k-WL; got {k}.")
     graphs = read_graphs(data)
     if k == 1:
-        adjacency, present = graphs.adjacency(), graphs.mask
+        present, owner, position = graphs.mask, graphs.owner, graphs.position
 
         def refine(colours: Tensor) -> Tensor:
-            everyone = _mix(colours, 5) * present
-            around = (_mix(colours, 6)[:, None] * adjacency).sum(2)
-            return _mix(_mix(colours, 2) + _mix(around, 3) + _mix(everyone.sum(1, keepdim=True), 7), 4)
+            everyone = mix(colours, 5) * present
+            of_nodes = colours[owner, position]
+            around = graphs.pad(graphs.sum_over_neighbours(of_nodes))
+            return mix(mix(colours, 2) + mix(around, 3) + mix(everyone.sum(1, keepdim=True), 7), 4)
 
     elif k == 2 and graphs.width <= _LARGEST_GEMM:
 
         def refine(colours: Tensor) -> Tensor:
             real = _tuples(graphs.mask, 2).to(torch.float64)
-            mixed, left, right = colours * _ODD, _mix(colours, 10), _mix(colours, 20)
+            mixed, left, right = colours * _ODD, mix(colours, 10), mix(colours, 20)
             for shift in (0, 21, 42):  # three independent random numbers of 21 bits for each colour
                 rows, columns = (((side >> shift) & 0x1FFFFF) * real for side in (left, right))
-                mixed = _mix(mixed + torch.bmm(rows, columns).to(torch.int64), 30 + shift)
+                mixed = mix(mixed + torch.bmm(rows, columns).to(torch.int64), 30 + shift)
             return mixed
 
     else:
@@ -107,9 +115,9 @@ def folklore_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colour
             total = torch.zeros_like(colours)
             present = graphs.mask
             for u in range(graphs.width):
-                replaced = sum(_mix(colours.select(i + 1, u).unsqueeze(i + 1), 10 + i) for i in range(k))
-                total += _mix(replaced, 5) * present[:, u].view(-1, *[1] * k)  # type: ignore[arg-type]
-            return _mix(_mix(colours, 2) + _mix(total, 3), 4)
+                replaced = sum(mix(colours.select(i + 1, u).unsqueeze(i + 1), 10 + i) for i in range(k))
+                total += mix(replaced, 5) * present[:, u].view(-1, *[1] * k)  # type: ignore[arg-type]
+            return mix(mix(colours, 2) + mix(total, 3), 4)
 
     return _tuple_wl(graphs, k, refine, rounds, node_colours)
 
@@ -125,10 +133,10 @@ def oblivious_wl(data: Any, k: int = 2, *, rounds: int | None = None, node_colou
 
     def refine(colours: Tensor) -> Tensor:
         real = _tuples(graphs.mask, k)
-        mixed = _mix(colours, 2)
+        mixed = mix(colours, 2)
         for i in range(k):
-            mixed = mixed + _mix((_mix(colours, 10 + i) * real).sum(i + 1, keepdim=True), 20 + i)
-        return _mix(mixed, 4)
+            mixed = mixed + mix((mix(colours, 10 + i) * real).sum(i + 1, keepdim=True), 20 + i)
+        return mix(mixed, 4)
 
     return _tuple_wl(graphs, k, refine, rounds, node_colours)
 
@@ -146,7 +154,7 @@ def is_equitable(data: Any, colours: Tensor, node_colours: Tensor | None = None)
     graphs = read_graphs(data)
     if graphs.num_nodes == 0:
         return True
-    own = _mix(colours, 46) + _mix(graphs.owner, 45)
+    own = mix(colours, 46) + mix(graphs.owner, 45)
     classes, colour = torch.unique(own, return_inverse=True)
     representative = torch.zeros_like(classes)
     representative[colour] = torch.arange(len(colour), device=colour.device)
@@ -154,9 +162,13 @@ def is_equitable(data: Any, colours: Tensor, node_colours: Tensor | None = None)
     initial = _initial(graphs, node_colours)
     if not torch.equal(initial, initial[model]):
         return False
-    source, target = graphs.edges
-    keys, counts = torch.unique(source * len(classes) + colour[target], return_counts=True)
-    node, neighbour = keys // len(classes), keys % len(classes)
+    source, target, labels = graphs.arcs
+    kind = colour[target]
+    if labels is not None:
+        _, kind = torch.unique(torch.stack([colour[target], labels]), dim=1, return_inverse=True)
+    width = int(kind.max()) + 1 if len(kind) else 1
+    keys, counts = torch.unique(source * width + kind, return_counts=True)
+    node, neighbour = keys // width, keys % width
     kinds = torch.bincount(node, minlength=graphs.num_nodes)
     if not torch.equal(kinds, kinds[model]):
         return False
@@ -176,54 +188,72 @@ def graph_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
     Raises:
         ValueError: there is no such test.
     """
+    return _run(data, test, rounds).graph_hash
+
+
+def vertex_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
+    """Hashes of nodes, (N,) int64: for k-WL those of the tuple (v, ..., v). Arguments as for `graph_hash`."""
+    found = _run(data, test, rounds)
+    if found.mask is None:
+        return found.colours
+    graphs = read_graphs(data)
+    place = graphs.position
+    return found.colours[(graphs.owner, *[place] * (found.colours.ndim - 1))]
+
+
+def pair_hash(data: Any, test: str, rounds: int | None = None) -> Tensor:
+    """Hashes of the columns of ``edge_index``, (E,) int64: for k-WL those of the tuple (u, v, ..., v).
+
+    For colour refinement and 1-WL they are made of both ends and of what joins them. Arguments as for `graph_hash`.
+    """
+    found = _run(data, test, rounds)
+    graphs = read_graphs(data)
+    source, target = data.edge_index
+    place, owner = graphs.position, graphs.owner
+    joined = graphs.pair_labels()[owner[source], place[source], place[target]]
+    if found.mask is None or found.colours.ndim == 2:
+        ends = found.colours if found.mask is None else found.colours[owner, place]
+        return mix(mix(ends[source], 60) + mix(ends[target], 61) + mix(joined + (source == target), 62), 63)
+    return found.colours[(owner[source], place[source], *[place[target]] * (found.colours.ndim - 2))]
+
+
+def parse_test(test: str) -> tuple[str, int]:
+    """A test's kind, ``cr``, ``fwl`` or ``owl``, and its k.
+
+    Raises:
+        ValueError: there is no such test.
+    """
     if test == "cr":
-        return colour_refinement(data, rounds=rounds).graph_hash
-    found = re.fullmatch(r"(\d+)-(fwl|owl)", test)
+        return "cr", 1
+    found = re.fullmatch(r"([1-9]\d*)-(fwl|owl)", test)
     if found is None:
         raise ValueError(f"test must be 'cr', '<k>-fwl' or '<k>-owl'; got {test!r}.")
-    run = folklore_wl if found[2] == "fwl" else oblivious_wl
-    return run(data, int(found[1]), rounds=rounds).graph_hash
+    return found[2], int(found[1])
 
 
-def _signed(value: int) -> int:
-    value &= 0xFFFFFFFFFFFFFFFF
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _mix(values: Tensor, salt: int) -> Tensor:
-    """The finaliser of splitmix64, of which each salt is another function; overflow is meant."""
-    z = values + _signed(0x9E3779B97F4A7C15 * (salt + 1))
-    for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        # the mask makes the shift logical: that of a negative int64 brings in ones
-        z ^= (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-        if factor != 1:
-            z *= _signed(factor)
-    return z
-
-
-def _unique(values: Tensor) -> Tensor:
-    found: Tensor = torch.unique(values)
-    return found
+def _run(data: Any, test: str, rounds: int | None) -> Colouring:
+    kind, k = parse_test(test)
+    if kind == "cr":
+        return colour_refinement(data, rounds=rounds)
+    return (folklore_wl if kind == "fwl" else oblivious_wl)(data, k, rounds=rounds)
 
 
 def _initial(graphs: GraphBatch, node_colours: Tensor | None) -> Tensor:
     """(N,) hashes of what distinguishes nodes before the first round."""
-    colours = torch.zeros(graphs.num_nodes, dtype=torch.int64, device=graphs.owner.device)
+    colours = graphs.loops.clone()
     if node_colours is not None:
         if node_colours.shape != colours.shape or node_colours.is_floating_point():
             raise ValueError(
                 f"node_colours must be ({graphs.num_nodes},) integers; got {node_colours.dtype} of shape "
                 f"{tuple(node_colours.shape)}."
             )
-        return _mix(node_colours.to(colours), 40)
-    if graphs.x is None:
-        return _mix(colours, 41)
-    if graphs.x.is_floating_point() and graphs.x.isnan().any():
-        raise ValueError("x has NaN: no two nodes would ever have equal features.")
-    values = graphs.x.to(torch.float64) + 0.0  # which makes -0.0 an ordinary zero
-    for channel in values.contiguous().view(torch.int64).T:
-        colours = _mix(_mix(colours, 42) + _mix(channel, 43), 44)
-    return _mix(colours, 41)
+        colours = spread(colours * _ODD + node_colours.to(colours) + 1)
+    elif graphs.x is not None:
+        for channel in hashable(graphs.x, "x").T.to(colours.device):
+            colours = spread(colours * _ODD + channel + 1)
+    if graphs.node_type is not None:
+        colours = spread(colours * _ODD + graphs.node_type.to(colours) + 1)
+    return spread(colours + 1)
 
 
 def _refine_nodes(
@@ -234,7 +264,7 @@ def _refine_nodes(
         for _ in range(_checked(rounds)):
             colours = refine(colours)
         return colours, done + rounds
-    salted = _mix(graphs.owner, 45)
+    salted = mix(graphs.owner, 45)
 
     def count(values: Tensor) -> Tensor:
         keys, order = (values ^ salted).sort()
@@ -261,8 +291,13 @@ def _checked(rounds: int) -> int:
 
 
 def _hash_nodes(graphs: GraphBatch, colours: Tensor) -> Tensor:
-    total = torch.zeros(graphs.num_graphs, dtype=torch.int64, device=colours.device)
-    return _mix(total.index_add_(0, graphs.owner, _mix(colours, 8)) + _mix(graphs.sizes, 9), 4)
+    hashes = spread(colours + _ODD)
+    if graphs.num_graphs == 1:
+        total = hashes.sum(0, keepdim=True)
+    else:
+        total = torch.zeros(graphs.num_graphs, dtype=torch.int64, device=colours.device)
+        total.scatter_add_(0, graphs.owner, hashes)
+    return spread(total * _ODD + graphs.sizes)
 
 
 def _tuples(mask: Tensor, k: int) -> Tensor:
@@ -304,26 +339,24 @@ def _tuple_wl(
             done += running
             previous, counts = counts, count(colours)
             running = running & (counts != previous)
-    total = (_mix(colours, 8) * real).flatten(1).sum(1)
-    hashes = _mix(total + _mix(graphs.sizes, 9), 4)
-    return Colouring(torch.where(real, colours, 0), real, hashes, done, len(_unique(colours[real])))
+    total = (mix(colours, 8) * real).flatten(1).sum(1)
+    hashes = mix(total + mix(graphs.sizes, 9), 4)
+    return Colouring(torch.where(real, colours, 0), real, hashes, done)
 
 
 def _atomic_types(graphs: GraphBatch, k: int, node_colours: Tensor | None) -> Tensor:
-    """(B, n, ..., n) equalities, edges in both directions, and colours of each tuple."""
+    """(B, n, ..., n) equalities, what joins the nodes of each tuple in both directions, and their colours."""
     n, b = graphs.width, graphs.num_graphs
-    adjacency = graphs.adjacency().long()
-    same = torch.eye(n, dtype=torch.int64, device=adjacency.device).expand(b, n, n)
+    joined = graphs.pair_labels()
+    same = torch.eye(n, dtype=torch.int64, device=joined.device).expand(b, n, n)
     nodes = graphs.pad(_initial(graphs, node_colours))
-    types = torch.zeros(b, *[n] * k, dtype=torch.int64, device=adjacency.device)
+    types = torch.zeros(b, *[n] * k, dtype=torch.int64, device=joined.device)
     for i in range(k):
         shape = [b, *[1] * k]
         shape[i + 1] = n
-        types = _mix(types + _mix(nodes, 50).view(shape), 51)
-        # a node's own loop is an edge of the pair (i, i)
-        types = _mix(types + _mix(adjacency.diagonal(dim1=1, dim2=2), 52).reshape(shape), 53)
+        types = mix(types + mix(nodes, 50).view(shape), 51)
         for j in range(i + 1, k):
             shape = [b, *[1] * k]
             shape[i + 1] = shape[j + 1] = n
-            types = _mix(types + _mix(adjacency + 2 * same, 54).reshape(shape), 55)
+            types = mix(types + mix(mix(joined, 52) + same, 54).reshape(shape), 55)
     return types

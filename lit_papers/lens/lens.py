@@ -86,6 +86,13 @@ class Lens(ABC):
             ValueError: there are no such numbers.
         """
         subject = Subject(
-            network, loader, call=call, unpack=unpack, classifier=classifier, max_batches=max_batches, copy=copy
+            network,
+            loader,
+            reads=self.reads,
+            call=call,
+            unpack=unpack,
+            classifier=classifier,
+            max_batches=max_batches,
+            copy=copy,
         )
         return self.look(subject.moment(), self.check(subject), [])

@@ -314,8 +314,8 @@ def metrics(folder: Path, key: str) -> list[float]:
 @pytest.mark.filterwarnings("ignore")
 def test_csl_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("expressiveness/csl", "--trainer.max_epochs=30") == 0
-    assert metrics(tmp_path, "val/accuracy")[-1] == 1.0
+    assert run("expressiveness/csl", "--trainer.max_epochs=8") == 0
+    assert metrics(tmp_path, "val/accuracy")[-1] >= 0.9
     assert metrics(tmp_path, "separation/separated") == [45.0]
     assert next(tmp_path.rglob("separation_power.png")).stat().st_size > 5_000
 
@@ -323,7 +323,7 @@ def test_csl_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.filterwarnings("ignore")
 def test_csl_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("expressiveness/csl", "--trainer.max_epochs=30", "--model.model.k=1") == 0
+    assert run("expressiveness/csl", "--trainer.max_epochs=8", "--model.model.k=1") == 0
     assert metrics(tmp_path, "val/accuracy")[-1] == pytest.approx(0.1)
     assert metrics(tmp_path, "separation/separated") == [0.0]
 

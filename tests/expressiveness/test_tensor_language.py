@@ -1,5 +1,6 @@
 """Expressions: syntax, bounds, minimisation and values."""
 
+import json
 import random
 import subprocess
 import sys
@@ -269,9 +270,12 @@ def test_gat_is_pygs() -> None:
 
 
 BOUNDS = {
-    "basic": "cr^(2)", "sage": "cr^(2)", "gin": "cr^(2)", "gat": "cr^(2)", "gcn": "cr^(3)", "sgc": "cr^(5)",
-    "cheb": "cr^(5)", "walk": "cr^(4)", "cayley": "cr^(9)", "egin": "vwl_1^(2)", "kgnn": "vwl_1^(2)",
-    "ign": "vwl_1^(2)", "ppgn": "vwl_2^(2)", "fgnn": "vwl_2^(2)", "nested": "vwl_2^(2)", "simplicial": "wl_2^(2)",
+    "basic": "cr^(2)", "sage": "cr^(2)", "gin": "cr^(2)", "gine": "cr^(2)", "pna": "cr^(2)", "rgcn": "cr^(2)",
+    "gat": "cr^(2)", "gcn": "cr^(3)", "sgc": "cr^(5)", "cheb": "cr^(5)", "walk": "cr^(4)", "cayley": "cr^(11)",
+    "egin": "vwl_1^(2)", "gps": "vwl_1^(2)", "kgnn": "vwl_1^(2)", "ign": "vwl_1^(4)", "gsn": "vwl_2^(4)",
+    "idgnn": "vwl_2^(2)", "nested": "vwl_2^(3)", "esan": "vwl_2^(5)", "sswl": "vwl_2^(3)", "kpgnn": "vwl_2^(4)",
+    "i2gnn": "vwl_3^(4)", "edge_transformer": "vwl_2^(2)", "ppgn": "vwl_2^(2)", "fgnn": "vwl_2^(2)",
+    "local2fwl": "vwl_2^(2)", "simplicial": "vwl_2^(3)",
 }  # fmt: skip
 
 
@@ -280,8 +284,7 @@ def test_bounds_of_architectures(name: str, capsys: pytest.CaptureFixture[str]) 
     assert set(BOUNDS) == set(available())
     found = architecture(name, layers=2)
     assert str(found.bound) == BOUNDS[name]
-    if found.expression is not None:
-        assert bound(found.expression) == found.bound
+    assert bound(found.expression) == found.bound
     readout = architecture(name, layers=2, readout=True).bound
     assert readout.level == "graph"
     assert str(readout).startswith("gcr" if found.bound.k == 1 else "gwl")
@@ -294,9 +297,15 @@ def test_bounds_of_architectures(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_options_of_architectures() -> None:
     assert str(architecture("fgnn", k=3, readout=True).bound) == "gwl_3^(inf)"
     assert str(architecture("fgnn", k=1, layers=2, readout=True).bound) == "gcr^(2)"
-    assert str(architecture("ign", order=3, layers=2).bound) == "vwl_2^(4)"
+    assert str(architecture("ign", order=3, layers=1).bound) == "vwl_2^(3)"  # a sum over triples is three sums
+    assert str(architecture("fgnn", layers=1).bound) == "vwl_1^(1)"  # one layer sees the tuples (v, u) and (u, v)
+    assert str(architecture("fgnn", layers=1, readout=True).bound) == "gwl_2^(inf)"
+    assert str(architecture("nested", layers=2, hops=2).bound) == "vwl_2^(4)"
+    assert str(architecture("gsn", pattern="clique", size=4).bound) == "vwl_3^(4)"
+    assert str(architecture("gps", encoding="walk8").bound) == "vwl_2^(5)"
+    assert str(architecture("gps", encoding="resistance", readout=True).bound) == "gwl_2^(inf)"
     assert str(architecture("kgnn", k=3, layers=2).bound) == "vwl_2^(2)"
-    assert architecture("fgnn").bound.literature_name == "2-WL (folklore) = 3-WL (oblivious)"
+    assert architecture("fgnn", layers=2).bound.literature_name == "2-WL (folklore) = 3-WL (oblivious)"
     assert architecture("gin").tight
     for arguments, message in (
         ({"name": "mlp"}, "unknown architecture 'mlp'"),
@@ -304,6 +313,9 @@ def test_options_of_architectures() -> None:
         ({"name": "gin", "hops": 2}, "gin has no option hops"),
         ({"name": "kgnn", "k": 1}, "k of kgnn must be at least 2"),
         ({"name": "sage", "aggr": "median"}, "aggr of sage"),
+        ({"name": "gsn", "pattern": "star"}, "pattern of gsn"),
+        ({"name": "ign", "order": 4}, "order of ign must be at most 3"),
+        ({"name": "gps", "encoding": "fourier"}, "unknown matrix 'fourier'"),
     ):
         with pytest.raises(ValueError, match=message):
             architecture(**arguments)
@@ -330,7 +342,9 @@ def test_modules() -> None:
     [
         ("sum[x](", 7), ("E(x)", 3), ("P(x) P(y)", 5), ("foo", 3), ("E(x,y", 5), ("1[x<y]", 3), ("3..2", 0), ("", 0),
         ("2 +", 3), ("sum[x|E(y,z)](P(x))", 0), ("sum[x|E(x,x)](P(x))", 0), ("f()", 2), ("1e400", 0), ("(P(x)", 5),
-        ("P(x))", 4), ("P(2)", 2), ("sum[](P(x))", 4),
+        ("P(x))", 4), ("P(2)", 2), ("sum[](P(x))", 4), ("P(x)^y", 5), ("P(x)/0", 5), ("E[a](x,y)", 2),
+        ("M[foo](x,y)", 1),
+        ("sum[x,y|E(x,y)](P(x))", 7),
     ],
 )  # fmt: skip
 def test_malformed_text(text: str, position: int) -> None:
@@ -348,10 +362,11 @@ def test_bad_input() -> None:
         evaluate(parse("E(a,b)*E(b,c)"), graphs, max_elements=100)
     with pytest.raises(ExpressionError, match="one of sum, mean, max, min"):
         Aggregate("median", "x", Label(0, "x"))  # type: ignore[arg-type]
-    directed = make_graph(2, [])
-    directed.edge_index = torch.tensor([[0], [1]])
-    with pytest.raises(ValueError, match="directed"):
-        evaluate(parse("E(x,y)"), directed)
+    with pytest.raises(ValueError, match=r"'wrong' got \d+ rows and returned \(1, 2\)"):
+        evaluate(parse("wrong(P(x))"), graphs, {"wrong": lambda values: values[:1]})
+    for text in ("E[1](x,y)", "Q(x,y)"):
+        with pytest.raises(IndexError, match=r"edge_type|edge_attr"):
+            evaluate(parse(text), graphs)
 
 
 @pytest.mark.parametrize("arguments", [["sum[x](E(x,"], ["mlp"], ["gin", "--hops", "2"], ["P(x)", "--layers", "2"]])
@@ -373,6 +388,38 @@ def test_the_command_on_expressions(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main(["expressiveness", "E(x,y)", "--readout"]) == 0
     assert "bound: gcr^(1)" in capsys.readouterr().out
+
+
+def test_shared_parts_have_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each layer uses the one below twice: its text would double with each, and grows by the same."""
+    lengths = []
+    for layers in (4, 8, 12):
+        assert main(["expressiveness", "gcn", "--layers", str(layers)]) == 0
+        lengths.append(len(capsys.readouterr().out))
+    assert lengths[2] - lengths[1] < 1.3 * (lengths[1] - lengths[0])
+    assert main(["expressiveness", "gcn", "--layers", "3", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bound"] == "cr^(4)"
+    text = facts["expression"]
+    for definition in reversed(facts["where"]):  # put back, it is the expression
+        name, body = definition.split(" = ", 1)
+        text = text.replace(name, body)
+    assert parse(text) == architecture("gcn", layers=3).bound.expression
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("sum[x,y](E(x,y))", "sum[x](sum[y](E(x,y)))"),
+        ("P(x)/4", "P(x)*0.25"),
+        ("P(x)/P0(x)", "P(x)*inv(P0(x))"),
+        ("-P(x)^2", "-1*P(x)*P(x)"),
+        ("(P(x) + 1)^2*2", "((P(x) + 1)*(P(x) + 1))*2"),
+        ("P(x)^0", "1"),
+    ],
+)
+def test_short_forms(short: str, long: str) -> None:
+    assert parse(short) == parse(long)
 
 
 def test_the_command_in_a_process() -> None:
