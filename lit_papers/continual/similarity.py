@@ -1,6 +1,7 @@
 """How alike two representations are: linear CKA (Kornblith et al. 2019), of tensors or of a stream of batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -124,10 +125,12 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
         layers: names as in ``model.named_modules()``.
 
     Returns:
-        What each layer returned (the last time, if it ran several times), by name.
+        What each layer returned (the last time, if it ran several times), by name, as it was then: later layers may
+        change it in place. Of a tuple, a mapping or a model output, the first tensor of floats.
 
     Raises:
         ValueError: there is no such submodule, or it did not run.
+        TypeError: a layer returned no tensor of floats.
 
     >>> features = layer_features(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2), ["0"])
     >>> features["0"].shape
@@ -141,7 +144,7 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
     modes = [(module, module.training) for module in model.modules()]
 
     def keep(name: str) -> Any:
-        return lambda module, arguments, output: found.__setitem__(name, output.detach())
+        return lambda module, arguments, output: found.__setitem__(name, _tensor_of(output, name).detach().clone())
 
     hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
     try:
@@ -156,6 +159,23 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
     if silent:
         raise ValueError(f"{', '.join(silent)} did not run in the forward pass")
     return {name: found[name] for name in layers}
+
+
+def _tensor_of(output: Any, name: str) -> Tensor:
+    """The first tensor of floats in what a layer returned, whatever it is wrapped in."""
+    waiting = [output]
+    while waiting:
+        thing = waiting.pop(0)
+        if isinstance(thing, Tensor):
+            if thing.is_floating_point():
+                return thing
+        elif isinstance(thing, Mapping):  # also the outputs of transformers
+            waiting = [*thing.values(), *waiting]
+        elif isinstance(thing, tuple | list):
+            waiting = [*thing, *waiting]
+        elif is_dataclass(thing):
+            waiting = [*(getattr(thing, field.name) for field in fields(thing)), *waiting]
+    raise TypeError(f"the layer {name} returned {type(output).__name__} without a tensor of floats")
 
 
 def layer_similarity(
