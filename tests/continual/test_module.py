@@ -122,7 +122,7 @@ def test_knn_of_as_many_as_tasks_seen(tmp_path: Path) -> None:
 
     class Look(Callback):
         def on_validation_batch_end(self, trainer: Trainer, module: Any, *_: Any, dataloader_idx: int = 0) -> None:
-            seen.append(module._bank[1].k)
+            seen.extend(knn.k for knn in module._classifiers.values())
 
     trainer(tmp_path, [Look()]).fit(module, datamodule=stream())
     assert sorted(set(seen)) == [1, 2, 3]

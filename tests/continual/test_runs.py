@@ -40,7 +40,7 @@ def test_digits_end_with_a_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert float(rows[-1]["continual/accuracy"]) > 0.9
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
-    assert saved["continual_task"] == 4
+    assert (saved["continual"]["task"], saved["continual"]["running"]) == (4, True)
 
 
 def test_a_stream_resumes_through_the_command_line(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_an_experiment_makes_a_table_and_is_not_repeated(tmp_path: Path, capsys:
     assert experiment(["--config", "continual/split_cifar100", "--out", "none", "--seeds", "0"]) == 1
     assert "CIFAR100 was not found" in capsys.readouterr().err
     with pytest.raises(ValueError, match="Finetune, SI, PNN"):
-        arguments_of("EWC")
+        arguments_of("Other")
 
 
 @pytest.mark.slow
