@@ -285,4 +285,3 @@ def _check_range(images: Tensor) -> None:
             f"images of floats must be in [0, 1], got {low.item():.3g} to {high.item():.3g}: normalising is the part "
             "of the model's transform"
         )
-

@@ -1,6 +1,7 @@
 """Which classes make a task, and how far boundaries between tasks are blurred."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -35,7 +36,9 @@ def class_groups_of(
         named = [label for group in groups for label in group]
         unknown = sorted(set(named) - set(labels))
         if unknown or len(set(named)) < len(named) or not all(groups):
-            what = f"{unknown} are not among {list(labels)}" if unknown else "a class is named twice, or a group is empty"
+            what = (
+                f"{unknown} are not among {list(labels)}" if unknown else "a class is named twice, or a group is empty"
+            )
             raise ValueError(f"`class_groups` must be groups of classes, each in one: {what}")
         return [list(group) for group in groups]
     classes = list(labels) if order is None else list(order)
@@ -50,7 +53,7 @@ def class_groups_of(
     if min(sizes) < 1 or sum(sizes) != len(classes):
         raise ValueError(f"`classes_per_task`={list(sizes)} must be positive and sum to the {len(classes)} classes")
     ends = np.cumsum([0, *sizes]).tolist()
-    return [classes[first:last] for first, last in zip(ends, ends[1:], strict=False)]
+    return [classes[first:last] for first, last in pairwise(ends)]
 
 
 def of_classes(source: ImageSource, classes: Sequence[int]) -> TaskImages:

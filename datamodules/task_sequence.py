@@ -36,8 +36,8 @@ class TaskSequence(LightningDataModule):
     the labels as they are in the data set. Images stay in their data set, and are read when a batch is due.
 
     *Class-incremental*, where ``dataset`` is one: the classes in groups, equal ones unless ``classes_per_task`` or
-    ``class_groups`` says otherwise. *Domain-incremental*, where ``dataset`` is a list (task i is the i-th data set, with
-    all its classes), or one data set under a ``domain_transform``.
+    ``class_groups`` says otherwise. *Domain-incremental*, where ``dataset`` is a list (task i is the i-th data set,
+    with all its classes), or one data set under a ``domain_transform``.
 
     Splits are those of the data module. The images that validate are its validation images or, where it holds none
     out (as under all names below), **the test images**, as is usual for streams.
@@ -45,8 +45,8 @@ class TaskSequence(LightningDataModule):
     Args:
         dataset: ``"digits"``, ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"`` (also as folders of images),
             ``"cifar100"`` or ``"tiny_imagenet"`` (the first 100 classes); one of our image data modules; a pair of
-            training and test set of samples; or a list of these. A sample is ``(image, label)`` or a mapping with these,
-            its image a tensor ``(C, H, W)``, an array or a picture (PIL): uint8, uint16 or floats in [0, 1].
+            training and test set of samples; or a list of these. A sample is ``(image, label)`` or a mapping with
+            these, its image a tensor ``(C, H, W)``, an array or a picture (PIL): uint8, uint16 or floats in [0, 1].
         num_tasks: T; None is one for each data set of a list or group of classes, else 5.
         epochs_per_task: at least 1.
         batch_size: images in a batch, on each process; at least 2.
@@ -72,8 +72,8 @@ class TaskSequence(LightningDataModule):
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, the tasks do not fit the classes or the images each other, or a task has
-            no images, or none of a class (all but the first at ``setup``).
+        ValueError: an argument is out of range, the tasks do not fit the classes or the images each other, or a task
+            has no images, or none of a class (all but the first at ``setup``).
         MissingDataError: the files were not found (at ``prepare_data`` and ``setup``), a FileNotFoundError.
 
     >>> data = TaskSequence("digits", classes_per_task=[4, 3, 3], batch_size=64)

@@ -252,8 +252,8 @@ class SSLTransform(nn.Module):
         numbers = self.mean.numel()
         if numbers not in (1, first):
             raise ValueError(
-                f"`mean` and `std` have {numbers} numbers, but the images have {first} channels: they are (N, C, H, W) = "
-                f"{tuple(images.shape)}"
+                f"`mean` and `std` have {numbers} numbers, but the images have {first} channels: they are "
+                f"(N, C, H, W) = {tuple(images.shape)}"
             )
         square = first == middle != last and last <= 32 < first + middle
         if numbers == 1 and (square or last <= 4 < min(first, middle)):

@@ -110,7 +110,9 @@ def _chunk_sizes(queries: int, bank: int, k: int, itemsize: int, max_bytes: int)
 
 def _lengths(features: Tensor, name: str) -> Tensor:
     wide = torch.promote_types(features.dtype, torch.float32)
-    lengths = torch.linalg.vector_norm(features, dim=1, dtype=wide)  # NaN and infinity show in it, without a mask of all numbers
+    lengths = torch.linalg.vector_norm(
+        features, dim=1, dtype=wide
+    )  # NaN and infinity show in it, without a mask of all numbers
     if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"features of the `{name}` are not finite (NaN or infinite)")
     floor: Tensor = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
@@ -192,7 +194,9 @@ class KNNClassifier:
         classes = self.classes.to(labels.device)
         numbers = torch.searchsorted(classes, labels)
         if query.dim() != 2 or query.shape[1] != bank.shape[1]:
-            raise ValueError(f"`query` {tuple(query.shape)} does not fit the bank's features of {bank.shape[1]} numbers")
+            raise ValueError(
+                f"`query` {tuple(query.shape)} does not fit the bank's features of {bank.shape[1]} numbers"
+            )
         k = min(self.k, len(bank))
         scores = _scores(query, bank, lengths, numbers, len(classes), k, self.temperature, self.max_bytes)
         winners = scores == scores.amax(dim=1, keepdim=True)

@@ -216,11 +216,8 @@ class ContinualLearner(LightningModule, ABC):
     def _reach_the_end(self) -> None:
         stream = self._stream
         total = getattr(stream, "total_epochs", None)
-        if getattr(stream, "fit_per_task", False):
-            over = True  # also where early stopping ended the fit
-        else:
-            over = total is not None and self.current_epoch >= total
-        if over:
+        own = getattr(stream, "fit_per_task", False)  # then also where early stopping ended the fit
+        if own or (total is not None and self.current_epoch >= total):
             self._reach(stream.task_of(self.current_epoch))
             if self.tasks.running:
                 self.tasks.end_task()

@@ -98,7 +98,8 @@ class SupervisedContinual(ContinualLearner):
     """Learns classes on a stream of tasks with one head over all of them, the paper's supervised counterpart.
 
     Logs, beside what `UnsupervisedContinual` logs, for each task i ``val/accuracy/dataloader_idx_i`` (of the head, or
-    of nearest means for `ICaRL`, over all classes) and ``val/task_accuracy/dataloader_idx_i`` (over the classes of the task).
+    of nearest means for `ICaRL`, over all classes) and ``val/task_accuracy/dataloader_idx_i`` (over the classes of the
+    task).
 
     Args:
         num_classes: one more than the largest label.

@@ -9,8 +9,8 @@ Listener = Callable[[int], None]
 class TaskEvents:
     """Tasks as events: the one place that knows which task runs, and which ran last.
 
-    Whoever knows that a task is over says so: a stream by its schedule, a fit that is a task, early stopping, a count of
-    steps, or you. Learners and callbacks `listen` and do nothing else to know it. Tasks are counted from 0.
+    Whoever knows that a task is over says so: a stream by its schedule, a fit that is a task, early stopping, a count
+    of steps, or you. Learners and callbacks `listen` and do nothing else to know it. Tasks are counted from 0.
 
     Attributes:
         task: the one that runs or, between tasks, ran last; -1 before the first.
