@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -54,6 +54,28 @@ def accuracy_matrix_figure(matrix: Tensor, average: float, forgetting: float, me
     axis.set_ylabel("after task")
     axis.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axis, label="accuracy (%)" if metric is None else metric, shrink=0.8)
+    return figure
+
+
+def accuracy_lines_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """The accuracy on each task, in %, over epochs.
+
+    Args:
+        history: entries with ``epoch`` and ``accuracy_task_i`` in [0, 1], NaN where a task was not seen.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure, (axis,) = new_figure(1, 1)
+    keys = [key for key in history[-1] if key.startswith("accuracy_task_")]
+    for number, key in enumerate(keys):
+        values = [100 * entry.get(key, float("nan")) for entry in history]
+        grey = str(0.65 * number / max(1, len(keys) - 1))
+        epochs = [entry["epoch"] for entry in history]
+        axis.plot(epochs, values, marker="osD^v"[number % 5], markersize=4, color=grey, label=f"task {number}")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("accuracy over all classes seen (%)")
+    axis.legend(fontsize=8)
     return figure
 
 
