@@ -95,7 +95,7 @@ class Forgetting(Record):
         self.clock = TaskClock(epochs_per_task, steps_per_task, fit_per_task, tasks)
         self.clock.listen(end=self._task_ended)
         self.results = TaskMatrix(mode, convention, baseline)
-        self._last: list[float] | None = None  # what was validated in the epoch that goes on
+        self._last: tuple[int, list[float]] | None = None  # epoch and row of the last validation in it
         self._trainer: Trainer | None = None
         self._validated: tuple[weakref.ref[LightningModule], list[float]] | None = None
 
@@ -194,11 +194,12 @@ class Forgetting(Record):
         if trainer.sanity_checking or self.evaluate is not None:
             return
         if trainer.state.fn == "fit":
-            self._note(trainer, self._read(trainer, needed=self.clock.is_last(trainer)))
-        elif (row := self._read(trainer, needed=not self.results.rows)) is not None:
+            row = self._read(trainer, needed=self.clock.is_last(trainer))
+            self._note(trainer, row, trainer.current_epoch + 1)
+        elif (row := self._read(trainer, needed=not self.results.rows)) is not None:  # of `trainer.validate`
             self._validated = (weakref.ref(pl_module), row)
             if self.clock.foreign and self.clock.events.running:
-                self._last = row
+                self._last = trainer.current_epoch, row
             elif not self.results.rows and (self._module is None or self._module() is pl_module):
                 self.results.baseline = row
 
@@ -244,26 +245,26 @@ class Forgetting(Record):
         """End the running task; `_task_ended` hears of it."""
         self._trainer = trainer
         if self.evaluate is not None:
-            self._note(trainer, self._evaluated(trainer, pl_module))
+            self._note(trainer, self._evaluated(trainer, pl_module), trainer.current_epoch + (not by_fit))
         if not by_fit:
             self._last = None  # its row is recorded, or there was no validation when it ended
         self.clock.events.end_task()
 
     def _task_ended(self, task: int) -> None:
         """Record what was validated last; or say that nothing was."""
-        row, self._last = self._last, None
-        module = self._module() if self._module is not None else None
-        if self.clock.foreign and self.evaluate is not None and self._trainer is not None and module is not None:
-            row = self._evaluated(self._trainer, module)
-        if row is not None and self._trainer is not None:
-            self._record(self._trainer, task, row)
+        last, self._last = self._last, None
+        trainer, module = self._trainer, self._module() if self._module is not None else None
+        if self.clock.foreign and self.evaluate is not None and trainer is not None and module is not None:
+            last = trainer.current_epoch, self._evaluated(trainer, module)
+        if last is not None and trainer is not None:
+            self._record(trainer, task, *last)
         elif task not in self.results.rows and task < max(map(len, self.results.rows.values()), default=task + 1):
             self.warn_once(
                 f"no validation took place at the end of task {task}, so its row of the matrix stays NaN; let "
                 "`check_val_every_n_epoch` divide the epochs of a task"
             )
 
-    def _note(self, trainer: Trainer, row: list[float] | None) -> None:
+    def _note(self, trainer: Trainer, row: list[float] | None, epoch: int) -> None:
         """Keep a row in case the task ends with it; record it, if that is known now."""
         if row is None:
             return
@@ -273,19 +274,19 @@ class Forgetting(Record):
         if fault is not None:
             self.warn_once(f"{self.metric!r}: {fault}; the row is left out")
             return
-        self._last, task = row, self.clock.events.task
+        self._last, task = (epoch, row), self.clock.events.task
         self.results.evaluated(task, row)
         if self.clock.is_last(trainer):  # in time for callbacks that watch metrics; the last of several stays
-            self._record(trainer, task, row)
+            self._record(trainer, task, epoch, row)
 
-    def _record(self, trainer: Trainer, task: int, row: list[float]) -> None:
+    def _record(self, trainer: Trainer, task: int, epoch: int, row: list[float]) -> None:
         if task >= len(row):
             self.warn_once(f"more than {len(row)} tasks have ended, but only {len(row)} are evaluated: not recorded")
             return
         self.results.rows[task] = row
         # a validation in the middle of the epoch may have written the row already
         self.history = [entry for entry in self.history if (entry["fit"], entry["task"]) != (self.fit, task)]
-        self.keep(trainer, self.results.summary(row), task=task)
+        self.keep(trainer, self.results.summary(row), epoch=epoch, task=task)
 
     def _read(self, trainer: Trainer, needed: bool) -> list[float] | None:
         """The metric of all tasks, NaN where it was not logged; None if it was for none, and need not be."""

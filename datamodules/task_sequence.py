@@ -127,7 +127,7 @@ class TaskSequence(LightningDataModule):
             raise ValueError("`separate_classes` is for a list of data sets")
         if several and domain_transform is not None:
             raise ValueError("`domain_transform` makes domains of one data set, but `dataset` is a list of them")
-        told = {"dataset": dataset if several else None, "classes_per_task": classes_per_task,
+        told: dict[str, Any] = {"dataset": dataset if several else None, "classes_per_task": classes_per_task,
                 "class_groups": class_groups}  # fmt: skip
         for name, listed in told.items():
             if listed is not None and num_tasks not in (None, len(listed)):

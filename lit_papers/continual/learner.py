@@ -187,7 +187,8 @@ class ContinualLearner(LightningModule, ABC):
             mine = torch.arange(len(keys)).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
             return kept[0][mine].to(self.device), kept[1][mine].to(self.device)
 
-        return TaskData(task, stream.num_tasks, list(stream.classes(task)), batches, sample)
+        classes = list(stream.classes(task)) if hasattr(stream, "classes") else []  # only methods with labels ask
+        return TaskData(task, stream.num_tasks, classes, batches, sample)
 
     def on_train_start(self) -> None:
         """Begin the task, also after a resume; in a fit that starts anew, also one that ended in an earlier fit."""
@@ -228,7 +229,9 @@ class ContinualLearner(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up which task runs; without a Trainer, build what ``setup`` would build."""
-        state = checkpoint["continual"]
+        state = checkpoint.get("continual")
+        if state is None:
+            raise ValueError(f"the checkpoint was not saved by {type(self).__name__}, or by an older version")
         self.tasks.load_state_dict(state)
         if self._built is None and state["built"] is not None:
             self._build(torch.zeros(2, *state["built"]["image_shape"], device=self.device), state["built"]["num_tasks"])

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+
+from lit_papers.accumulator import Float64Metric
 
 
 def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> Tensor:
@@ -67,7 +68,7 @@ def _unbiased(k: Tensor, m: Tensor) -> Tensor:
     return (trace + sums - cross) / (n * (n - 3))
 
 
-class CKA(Metric):
+class CKA(Float64Metric):
     """Linear CKA over batches and processes, equal to `linear_cka` of all samples together.
 
     It keeps sums of products in float64, ``(Dx + Dy)^2`` numbers, and no samples.
@@ -79,7 +80,6 @@ class CKA(Metric):
     1.0
     """
 
-    full_state_update = False
     n: Tensor
     x: Tensor
     y: Tensor
@@ -100,6 +100,7 @@ class CKA(Metric):
         """
         if len(x) != len(y):
             raise ValueError(f"`x` has {len(x)} samples, but `y` has {len(y)}")
+        self.writable()
         x, y = x.flatten(1).double(), y.flatten(1).double()
         for name, term in (
             ("n", torch.tensor(len(x), dtype=torch.float64, device=x.device)),

@@ -389,6 +389,12 @@ def test_a_stream_with_a_fit_for_each_task(tmp_path: Path) -> None:
         def task_of(self, epoch: int) -> int:
             return self.task
 
+        def train_dataloader(self) -> Any:
+            return module.train_dataloader()
+
+        def val_dataloader(self) -> Any:
+            return module.val_dataloader()
+
     callback, module, data = Forgetting("acc"), ByTask(), Stream()
     for task in range(3):
         module.task = task
