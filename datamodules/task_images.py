@@ -124,7 +124,7 @@ class Samples:
 
     def _find_labels(self) -> Tensor:
         count = len(self._data)
-        probed = torch.linspace(0, count - 1, min(_PROBED, count)).round().long().unique()
+        probed = torch.unique(torch.linspace(0, count - 1, min(_PROBED, count)).round().long())
         told = known_labels(self._data)
         pairs = [self._unpack(self._data[int(number)]) for number in probed]
         for image, _ in pairs:
@@ -169,9 +169,10 @@ class Pool:
         """Images ``(n, C, H, W)``, in the order of the rows."""
         which = torch.searchsorted(self.ends, rows, right=True)
         starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
-        present = which.unique().tolist()
+        present = torch.unique(which).tolist()
         if len(present) == 1:
-            return self._sources[present[0]].fetch(rows - starts[present[0]])
+            only: int = present[0]
+            return self._sources[only].fetch(rows - starts[only])
         order, parts = [], []
         for number in present:
             mine = (which == number).nonzero().flatten()
@@ -249,10 +250,10 @@ def pixels(image: Any) -> Tensor:
         raise TypeError(f"images must be tensors (C, H, W), got {getattr(image, 'shape', type(image).__name__)}")
     if channels_last(image.shape):
         raise ValueError(f"images must have their channels first, (C, H, W), got {tuple(image.shape)}: permute them")
-    image = _levels(image)
-    if image.is_floating_point():
-        _check_range(image)
-    return image
+    found: Tensor = _levels(image)
+    if found.is_floating_point():
+        _check_range(found)
+    return found
 
 
 def channels_last(shape: Sequence[int]) -> bool:

@@ -76,12 +76,12 @@ def blurred(tasks: Sequence[TaskImages], share: float, seed: int) -> list[TaskIm
     kept: list[list[torch.Tensor]] = [[] for _ in tasks]
     for number, task in enumerate(tasks):
         others = [other for other in range(len(tasks)) if other != number]
-        for label in task.labels.unique().tolist():
+        for label in torch.unique(task.labels).tolist():
             rows = task.rows[task.labels == label]
             generator = np.random.default_rng([seed, number, label % 2**32])
             rows = rows[torch.from_numpy(generator.permutation(len(rows)))]
             given = round(share * len(rows)) if others else 0
             kept[number].append(rows[given:])
-            for place, row in enumerate(rows[:given].split(1)):
+            for place, row in enumerate(torch.split(rows[:given], 1)):
                 kept[others[(place + label) % len(others)]].append(row)
     return [TaskImages(task.source, torch.cat(rows).sort().values) for task, rows in zip(tasks, kept, strict=True)]

@@ -118,8 +118,8 @@ class TaskSequence(LightningDataModule):
             raise ValueError("`multitask` trains on all tasks in one fit, so `fit_per_task` does not fit")
         grouping = {"class_order": class_order, "classes_per_task": classes_per_task, "class_groups": class_groups}
         several = isinstance(dataset, list)
-        for name, value in grouping.items():
-            if value is not None and (several or domain_transform is not None):
+        for name, group in grouping.items():
+            if group is not None and (several or domain_transform is not None):
                 raise ValueError(f"`{name}` is for one data set in groups of classes, but here tasks are domains")
         if class_groups is not None and (class_order is not None or classes_per_task is not None):
             raise ValueError("`class_groups` says it all: leave out `class_order` and `classes_per_task`")
@@ -133,7 +133,8 @@ class TaskSequence(LightningDataModule):
             if listed is not None and num_tasks not in (None, len(listed)):
                 what = "data sets, one a task" if name == "dataset" else "tasks"
                 raise ValueError(f"`num_tasks`={num_tasks}, but `{name}` lists {len(listed)} {what}")
-            num_tasks = len(listed) if listed is not None else num_tasks
+            if listed is not None:
+                num_tasks = len(listed)
         self._sources = [_source(one, root) for one in (dataset if isinstance(dataset, list) else [dataset])]
         self._by_class = not several and domain_transform is None
         self.num_tasks = 5 if num_tasks is None else num_tasks

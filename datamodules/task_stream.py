@@ -115,7 +115,7 @@ class EvaluationBatches:
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _read(_Batches(self.data, list(self.rows.split(self.batch_size)), (0, 0)), 0, self.num_workers)
+        return _read(_Batches(self.data, list(torch.split(self.rows, self.batch_size)), (0, 0)), 0, self.num_workers)
 
 
 class TrainingBatches:
@@ -150,7 +150,7 @@ class TrainingBatches:
         self.num_workers = num_workers
         entropy = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(int(entropy)))
-        batches = list(order.split(batch_size * processes))
+        batches = list(torch.split(order, batch_size * processes))
         self.dropped = len(batches.pop()) if len(batches[-1]) < 2 * processes else 0
         shares = [rows.tensor_split(processes)[rank] for rows in batches]
         self._batches = _Batches(data, shares, (seed, epoch + 1, rank))

@@ -297,7 +297,7 @@ class SSLTransform(nn.Module):
             sigma = torch.where(blurred, low + (high - low) * torch.rand(n, generator=generator), 0)
         made = torch.empty(n, images.shape[1], self.size, self.size, dtype=self.mean.dtype, device=images.device)
         at_once = max(1, _CHUNK // self.size**2) if images.device.type == "cpu" else max(1, n)
-        for part in torch.arange(n).split(at_once):
+        for part in torch.split(torch.arange(n), at_once):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             view = self._cropped(images[rows], boxes[rows], flip[rows])
             self._jitter_(view, jittered[rows], factors[:, rows], order)

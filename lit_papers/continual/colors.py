@@ -16,8 +16,9 @@ def grayscale(images: Tensor) -> Tensor:
     """Luminance of images ``(N, C, H, W)``, as ``(N, 1, H, W)``: of colours weighted, otherwise the channels' mean."""
     if images.shape[1] != 3:
         return images if images.shape[1] == 1 else images.mean(dim=1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
-    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    red, green, blue = torch.split(images, 1, dim=1)
+    luminance: Tensor = _LUMA[0] * red
+    return luminance.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def few_shot_accuracy(
     bank, labels = _trained_on(module, stream, tasks)
     query, truth = _validated_on(module, stream, tasks)
     bank, query = (torch.nn.functional.normalize(part) for part in (bank, query))
-    classes = labels.unique()
+    classes = torch.unique(labels)
     rows = [(labels == label).nonzero().flatten().cpu() for label in classes]
     if min(len(row) for row in rows) < shots:
         raise ValueError(f"`shots`={shots}, but a class has {min(len(row) for row in rows)} training images")

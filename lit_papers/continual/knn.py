@@ -174,7 +174,7 @@ class KNNClassifier:
             RuntimeError: the bank is empty.
         """
         if self._classes is None:
-            self._classes = self._bank()[1].unique().cpu()
+            self._classes = torch.unique(self._bank()[1]).cpu()
         return self._classes
 
     def predict(self, query: Tensor) -> Tensor:

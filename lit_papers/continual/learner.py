@@ -40,6 +40,9 @@ class ContinualLearner(LightningModule, ABC):
         seed: of views, replay and heads' draws; at least 0.
     """
 
+    head: nn.Module
+    """What comes behind the features; made by `build_head`."""
+
     def __init__(
         self,
         method: Method | None,

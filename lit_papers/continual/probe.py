@@ -48,7 +48,7 @@ class LinearProbe:
         floor = torch.finfo(features.dtype).eps * x.abs().amax(dim=0)  # below is rounding, not a feature
         self._scale = torch.where(spread > floor, 1 / spread.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
         x = (x - self._mean) * self._scale
-        self._classes, numbers = labels.to(x.device).unique(return_inverse=True)
+        self._classes, numbers = torch.unique(labels.to(x.device), return_inverse=True)
         weight = x.new_zeros(len(self._classes), x.shape[1] + 1, requires_grad=True)  # the last column is the bias
         optimizer = torch.optim.LBFGS(
             [weight], max_iter=_STEPS, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"

@@ -71,9 +71,6 @@ class Learner(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters that are trained."""
 
-    def __call__(self, view: Tensor) -> Tensor:
-        """The outputs of images that are scaled and normalised."""
-
 
 class Method(nn.Module):
     """Base of the methods; as it stands it trains on and on, which is what `Finetune` does.

@@ -111,7 +111,7 @@ def fisher_diagonal(learner: Learner, images: Tensor) -> dict[str, Tensor]:
     each = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
     at_once = max(1, _GRADIENT_NUMBERS // sum(weight.numel() for weight in weights.values()))
     with evaluating(learner), torch.no_grad():
-        for view in learner.plain(images).split(at_once):
+        for view in torch.split(learner.plain(images), at_once):
             chances = learner(view).float().softmax(dim=1)  # (n, classes)
             for label, chance in enumerate(chances.unbind(dim=1)):
                 gradients = each(weights, view, torch.full((len(view),), label, device=view.device))

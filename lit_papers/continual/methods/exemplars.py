@@ -108,8 +108,8 @@ class ICaRL(Method):
                     found[label].append(image.clone())
                     ranks[label].append(wanted[label][place[label]])
                 place[label] += 1
-        for label, images in found.items():
-            self.exemplars[label] = torch.stack(images)[torch.tensor(ranks[label]).argsort()]
+        for label, kept in found.items():
+            self.exemplars[label] = torch.stack(kept)[torch.tensor(ranks[label]).argsort()]
         self.exemplars = {label: images[:each].clone() for label, images in self.exemplars.items()}
         self.old.take(nn.Sequential(learner.backbone, learner.head))
 
@@ -117,7 +117,7 @@ class ICaRL(Method):
         """For each class of a task: its exemplars' numbers among its images, and the mean of their features."""
         features, labels = _features(learner, task.batches())
         found = {}
-        for label in labels.unique().tolist():
+        for label in torch.unique(labels).tolist():
             mine = features[labels == label]
             rows = herd(mine, each)
             found[label] = (rows.tolist(), mine[rows.to(mine.device)].mean(dim=0))
