@@ -11,6 +11,7 @@ from lit_papers.datamodules.local_sgd import Components, Sharded
 from lit_papers.datamodules.mnist import MNIST, FashionMNIST
 from lit_papers.datamodules.speech_commands import SpeechCommands
 from lit_papers.datamodules.spoken_digits import SpokenDigits
+from lit_papers.datamodules.task_domains import PermutedPixels, RotatedImages
 from lit_papers.datamodules.task_sequence import TaskSequence
 from lit_papers.datamodules.tiny_imagenet import TinyImageNet
 from lit_papers.datamodules.torchvision_sets import CIFAR10, CIFAR100, STL10, SVHN
@@ -34,6 +35,8 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "MissingDataError",
+    "PermutedPixels",
+    "RotatedImages",
     "Sharded",
     "SpeechCommands",
     "SpokenDigits",

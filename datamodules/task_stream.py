@@ -1,32 +1,93 @@
-"""Batches of images in memory for a stream of tasks: shuffled, shared out and resumable by number alone."""
+"""Batches of a stream of tasks: shuffled, shared out and resumable by number alone, read when they are due."""
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_papers.datamodules.task_images import ImageSource
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class TaskImages:
-    """The images of one task.
+    """The images of one task, by their numbers in a source.
 
     Attributes:
-        images: uint8, ``(N, C, H, W)``.
-        labels: int64, ``(N,)``.
+        source: has them, and others.
+        rows: their numbers, int64 ``(N,)``.
     """
 
-    images: Tensor
-    labels: Tensor
+    source: ImageSource
+    rows: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, ``(N,)``."""
+        return self.source.labels[self.rows]
+
+    @property
+    def images(self) -> Tensor:
+        """All of them at once, ``(N, C, H, W)``: for few."""
+        return self.source.fetch(self.rows)
 
 
-def _parts(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+class _Batches(Dataset[Batch]):
+    """Item i is batch i, whichever process reads it.
+
+    A data set that draws random numbers gets them keyed by seed, epoch and batch, so that neither a resume nor the
+    number of workers changes an image.
+    """
+
+    def __init__(self, data: TaskImages, parts: list[Tensor], key: tuple[int, ...]) -> None:
+        self.data, self.parts, self.key = data, parts, key
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Batch:
+        rows = self.data.rows[self.parts[index]]
+        source = self.data.source
+        if source.in_memory:
+            return source.fetch(rows), source.labels[rows]
+        with _keyed(*self.key, index):
+            return source.fetch(rows), source.labels[rows]
+
+
+@contextmanager
+def _keyed(*key: int) -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - data sets draw from it
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def _read(batches: _Batches, first: int, num_workers: int) -> Iterator[Batch]:
+    if num_workers == 0:
+        yield from (batches[index] for index in range(first, len(batches)))
+        return
+    # a generator of its own: the loader would take a number from the one that training draws from
+    yield from DataLoader(
+        batches, batch_size=None, sampler=range(first, len(batches)), num_workers=num_workers,
+        generator=torch.Generator(),
+    )  # fmt: skip
 
 
 class EvaluationBatches:
@@ -39,19 +100,22 @@ class EvaluationBatches:
         batch_size: images in a batch.
         rank: of this process.
         processes: that share the images; each takes every so many.
+        num_workers: processes that read; 0 reads in this one.
     """
 
-    def __init__(self, data: TaskImages, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, data: TaskImages, batch_size: int, rank: int = 0, processes: int = 1, num_workers: int = 0
+    ) -> None:
         self.data = data
         self.batch_size = batch_size
         self.rows = torch.arange(rank, len(data), processes)
+        self.num_workers = num_workers
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in _parts(self.rows, self.batch_size):
-            yield self.data.images[rows], self.data.labels[rows]
+    def __iter__(self) -> Iterator[Batch]:
+        return _read(_Batches(self.data, list(torch.split(self.rows, self.batch_size)), (0, 0)), 0, self.num_workers)
 
 
 class TrainingBatches:
@@ -68,31 +132,38 @@ class TrainingBatches:
         epoch: of the order.
         rank: of this process.
         processes: that share a batch.
+        num_workers: processes that read; 0 reads in this one.
     """
 
     def __init__(
-        self, data: TaskImages, batch_size: int, seed: int, epoch: int, rank: int = 0, processes: int = 1
+        self,
+        data: TaskImages,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        processes: int = 1,
+        num_workers: int = 0,
     ) -> None:
         self.data = data
         self.epoch = epoch
-        self.rank = rank
-        self.processes = processes
+        self.num_workers = num_workers
         entropy = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(int(entropy)))
-        batches = _parts(order, batch_size * processes)
+        batches = list(torch.split(order, batch_size * processes))
         self.dropped = len(batches.pop()) if len(batches[-1]) < 2 * processes else 0
-        self.batches = batches
+        shares = [rows.tensor_split(processes)[rank] for rows in batches]
+        self._batches = _Batches(data, shares, (seed, epoch + 1, rank))
         self.position = 0
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         first = self.position if self.position < len(self) else 0
-        for position in range(first, len(self)):
-            rows = self.batches[position].tensor_split(self.processes)[self.rank]
-            self.position = position + 1  # before the batch is used: what is saved during it has it behind it
-            yield self.data.images[rows], self.data.labels[rows]
+        for number, batch in enumerate(_read(self._batches, first, self.num_workers), start=first + 1):
+            self.position = number  # before the batch is used: what is saved during it has it behind it
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where this epoch is; Lightning saves it in every checkpoint."""

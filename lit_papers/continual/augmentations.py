@@ -1,7 +1,8 @@
 """Torchvision's augmentations for a whole batch at once, with random parameters of its own for each image.
 
-A resized crop is a product with two small matrices an image, so it runs on any device and needs no loop. Parameters
-are drawn on the CPU, so that one generator gives one result everywhere.
+A resized crop is a product with two small matrices an image, so it runs on any device and needs no loop; large images
+on the CPU are resized one by one, which saves the zeros of the matrices. Parameters are drawn on the CPU, so that one
+generator gives the same crops and colours everywhere, and a GPU is never waited for.
 """
 
 import math
@@ -11,15 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_papers.continual.colors import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    grayscale,
-)
+from lit_papers.continual.colors import brightness_, contrast_, grayscale, hue_, saturation_
 
+_ROUNDING = 1e-5  # how far above 1 a resized white may come
 _TRIES = 10  # torchvision's, before it falls back to the middle
+_SMALL = 64  # pixels of a side up to which products of matrices are faster than a loop
+_CHUNK = 2**16  # pixels of a channel that stay in a processor's cache through all adjustments
 _BLUR_KERNEL, _BLUR_SIGMA = 7, (0.1, 2.0)  # the authors', for Tiny-ImageNet
 
 
@@ -97,11 +95,11 @@ def resized_crop(
     """
     if mode not in ("bilinear", "nearest"):
         raise ValueError(f"`mode` must be 'bilinear' or 'nearest', got {mode!r}")
-    boxes = boxes.to(images)
+    boxes = boxes.to(images.device, images.dtype, non_blocking=True)
     rows = _interpolation(boxes[:, 0], boxes[:, 2], images.shape[2], size, mode)  # (N, size, H)
     columns = _interpolation(boxes[:, 1], boxes[:, 3], images.shape[3], size, mode)  # (N, size, W)
     if flip is not None:
-        columns = torch.where(flip.to(columns.device).view(-1, 1, 1), columns.flip(1), columns)
+        columns = torch.where(flip.to(columns.device, non_blocking=True).view(-1, 1, 1), columns.flip(1), columns)
     return _apply(images, rows, columns)
 
 
@@ -159,8 +157,8 @@ class SSLTransform(nn.Module):
     """A random view of each image: crop, mirror image, colours, blur; then the channels are normalised.
 
     In ``train()`` each image gets parameters of its own; the four colour adjustments come in an order drawn for the
-    batch. In ``eval()`` images are only scaled to [0, 1] and normalised. On grey images saturation, hue and
-    greyscale do nothing.
+    batch. In ``eval()`` images are only scaled to [0, 1] and normalised. On images of other than three channels
+    saturation, hue and greyscale do nothing.
 
     Args:
         size: of the views; the paper has 32, and 64 for Tiny-ImageNet.
@@ -221,6 +219,7 @@ class SSLTransform(nn.Module):
         self.grayscale_p = grayscale_p
         self.blur_p = blur_p
         self.padding = padding
+        self._floats_were_seen = False
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -229,78 +228,138 @@ class SSLTransform(nn.Module):
         """Views of images.
 
         Args:
-            images: uint8, or float in [0, 1]; ``(N, C, H, W)``.
+            images: uint8, uint16, or float in [0, 1]; ``(N, C, H, W)``. Floats are checked on the CPU, and elsewhere
+                in the first call alone, as it would wait for the device.
             generator: of all random parameters, on the CPU; None is torch's own.
 
         Returns:
             float ``(N, C, size, size)``; in ``eval()`` of the images' own size.
 
         Raises:
-            ValueError: ``mean`` has neither one number nor one for each channel, or a crop does not fit.
+            TypeError: images are of other numbers, whose white could be anything.
+            ValueError: floats are not in [0, 1], channels come last, ``mean`` has neither one number nor one for each
+                channel, or a crop does not fit.
         """
-        if len(self.mean.flatten()) not in (1, images.shape[1]):
-            raise ValueError(
-                f"`mean` and `std` have {self.mean.numel()} numbers, but the images have {images.shape[1]} channels"
-            )
-        white = 255 if images.dtype == torch.uint8 else 1
-        images = images.to(self.mean.dtype) / white  # a copy, changed in place from here on
+        self._check(images)
         if self.training:
-            images = self._view(images, generator)
-        return images.sub_(self.mean).div_(self.std)
+            return self._view(images, generator)
+        return self._floats(images).sub_(self.mean).div_(self.std)
+
+    def _check(self, images: Tensor) -> None:
+        if images.dim() != 4:
+            raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
+        first, middle, last = images.shape[1:]
+        numbers = self.mean.numel()
+        if numbers not in (1, first):
+            raise ValueError(
+                f"`mean` and `std` have {numbers} numbers, but the images have {first} channels: they are "
+                f"(N, C, H, W) = {tuple(images.shape)}"
+            )
+        square = first == middle != last and last <= 32 < first + middle
+        if numbers == 1 and (square or last <= 4 < min(first, middle)):
+            raise ValueError(f"images must have their channels first, (N, C, H, W), got {tuple(images.shape)}")
+        if images.dtype in (torch.uint8, torch.uint16):
+            return
+        if not images.is_floating_point():
+            raise TypeError(f"images must be uint8, uint16 or floats in [0, 1], got {images.dtype}: convert them")
+        if images.numel() and (images.device.type == "cpu" or not self._floats_were_seen):
+            self._floats_were_seen = True
+            low, high = images.aminmax()
+            if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN neither
+                raise ValueError(
+                    f"images of floats must be in [0, 1], got {low.item():.3g} to {high.item():.3g}: scale them first"
+                )
+
+    def _floats(self, images: Tensor) -> Tensor:
+        """A copy in [0, 1], to be changed in place."""
+        white = {torch.uint8: 255, torch.uint16: 65535}.get(images.dtype, 1)
+        return images.to(self.mean.dtype, copy=True).div_(white)
 
     def _view(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        n = len(images)
+        # all that is random comes first, on the CPU: what follows only computes
+        n, _, height, width = images.shape
         flip = torch.rand(n, generator=generator) < self.flip_p
         if self.padding is None:
-            boxes = sample_boxes(n, images.shape[2], images.shape[3], self.scale, generator=generator)
-            images = resized_crop(images, boxes, self.size, flip)
+            boxes = sample_boxes(n, height, width, self.scale, generator=generator)
         else:
-            images = self._shifted(images, flip, self.padding, generator)
-        images = self._jittered(images, generator)
+            spare = torch.tensor([height, width]) + 2 * self.padding - self.size  # (2,)
+            if spare.min() < 0:
+                raise ValueError(f"images of {(height, width)} pixels padded by {self.padding} are below `size`")
+            boxes = (torch.rand(n, 2, generator=generator) * (spare + 1)).long()
+        jittered = torch.rand(n, generator=generator) < self.jitter_p
+        factors = 2 * torch.rand(4, n, generator=generator) - 1  # (4, N), in [-1, 1]
+        order = torch.randperm(4, generator=generator).tolist()
         grey = torch.rand(n, generator=generator) < self.grayscale_p
-        if grey.any() and images.shape[1] == 3:
-            chosen = grey.to(images.device)
-            images[chosen] = grayscale(images[chosen]).expand(-1, 3, -1, -1)
+        sigma = torch.zeros(n)  # 0 is no blur
         if self.blur_p:
             blurred = torch.rand(n, generator=generator) < self.blur_p
             low, high = _BLUR_SIGMA
-            sigma = low + (high - low) * torch.rand(n, generator=generator)
-            chosen = blurred.to(images.device)
-            images[chosen] = gaussian_blur(images[chosen], sigma[blurred])
-        return images
+            sigma = torch.where(blurred, low + (high - low) * torch.rand(n, generator=generator), 0)
+        made = torch.empty(n, images.shape[1], self.size, self.size, dtype=self.mean.dtype, device=images.device)
+        at_once = max(1, _CHUNK // self.size**2) if images.device.type == "cpu" else max(1, n)
+        for part in torch.split(torch.arange(n), at_once):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            view = self._cropped(images[rows], boxes[rows], flip[rows])
+            self._jitter_(view, jittered[rows], factors[:, rows], order)
+            if view.shape[1] == 3 and grey[rows].any():
+                chosen = _numbers(grey[rows], view.device)
+                view[chosen] = grayscale(view[chosen]).expand(-1, 3, -1, -1)
+            if self.blur_p and sigma[rows].any():
+                chosen = _numbers(sigma[rows] > 0, view.device)
+                widths = sigma[rows][sigma[rows] > 0].to(view.device, non_blocking=True)
+                view[chosen] = gaussian_blur(view[chosen], widths)
+            torch.sub(view, self.mean, out=made[rows]).div_(self.std)
+        return made
 
-    def _shifted(self, images: Tensor, flip: Tensor, padding: int, generator: torch.Generator | None) -> Tensor:
+    def _cropped(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
+        """Floats in [0, 1], ``(n, C, size, size)``."""
+        if self.padding is not None:
+            return self._shifted(self._floats(images), boxes, flip, self.padding)
+        if images.device.type != "cpu" or max(images.shape[2], self.size) <= _SMALL:
+            return resized_crop(self._floats(images), boxes, self.size, flip)
+        found = []
+        for image, (top, left, height, width), mirrored in zip(images, boxes.int().tolist(), flip, strict=True):
+            crop = image[None, :, top : top + height, left : left + width]
+            if image.dtype != torch.uint8:
+                crop = self._floats(crop)
+            # bytes stay bytes, as in torchvision and PIL: rounding costs half a level, and saves half the time
+            crop = nn.functional.interpolate(crop, (self.size, self.size), mode="bilinear", antialias=True)
+            found.append(crop.flip(3) if mirrored else crop)
+        resized = torch.cat(found)
+        return self._floats(resized) if resized.dtype == torch.uint8 else resized
+
+    def _shifted(self, images: Tensor, corner: Tensor, flip: Tensor, padding: int) -> Tensor:
         padded = nn.functional.pad(images, (padding,) * 4)
-        spare = torch.tensor(padded.shape[2:]) - self.size  # (2,)
-        if spare.min() < 0:
-            raise ValueError(f"images of {tuple(images.shape[2:])} pixels padded by {padding} are below `size`")
-        corner = (torch.rand(len(images), 2, generator=generator) * (spare + 1)).long().to(images.device)  # (N, 2)
+        corner = corner.to(images.device, non_blocking=True)
         pixel = torch.arange(self.size, device=images.device)
-        column = torch.where(flip.to(images.device)[:, None], pixel.flip(0), pixel)  # (N, size)
+        mirrored = flip.to(images.device, non_blocking=True)[:, None]
+        column = torch.where(mirrored, pixel.flip(0), pixel)  # (N, size)
         rows, columns = corner[:, :1] + pixel, corner[:, 1:] + column
         image = torch.arange(len(images), device=images.device).view(-1, 1, 1)
         return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
 
-    def _jittered(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        n = len(images)
-        chosen = torch.rand(n, generator=generator) < self.jitter_p
-        factors = 2 * torch.rand(4, n, generator=generator) - 1  # (4, N), in [-1, 1]
-        order = torch.randperm(4, generator=generator).tolist()
+    def _jitter_(self, images: Tensor, chosen: Tensor, factors: Tensor, order: list[int]) -> None:
+        """Adjust the colours of those that are chosen, in place."""
         if not chosen.any() or not any(self.jitter):
-            return images
-        mask = chosen.to(images.device)
-        part = images[mask]
+            return
+        every = bool(chosen.all())
+        rows = _numbers(chosen, images.device)
+        part = images if every else images[rows]
         for which in order:
             strength = self.jitter[which]
             if strength == 0:
                 continue
-            factor = (strength * factors[which, chosen]).to(images.device)
-            adjust = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)[which]
-            if which == 3:
-                part = adjust(part, factor)
-            else:
+            factor = strength * factors[which, chosen]
+            if which != 3:
                 # torchvision draws from [max(0, 1 - strength), 1 + strength]
                 low = max(0.0, 1 - strength)
-                part = adjust(part, low + (1 + strength - low) * (factor / strength + 1) / 2)
-        images[mask] = part
-        return images
+                factor = low + (1 + strength - low) * (factor / strength + 1) / 2
+            adjust = (brightness_, contrast_, saturation_, hue_)[which]
+            adjust(part, factor.to(images.device, non_blocking=True))
+        if not every:
+            images[rows] = part
+
+
+def _numbers(chosen: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the rows that are chosen; a mask on a GPU would have to be counted there, and waited for."""
+    return chosen.nonzero().flatten().to(device, non_blocking=True)

@@ -14,7 +14,8 @@ class ReservoirBuffer(nn.Module):
     Each row gets a key from a counter-based generator, Philox of ``seed`` and the number of the `add` call; the rows
     with the ``size`` smallest keys stay. There is thus no random state to save. If ``torch.distributed`` is
     initialised, `add` is collective: rows of all ranks count in the order of the ranks, and every rank ends with the
-    content that one process would have. The content travels in ``state_dict()``.
+    content that one process would have. The content travels in ``state_dict()``. Rows are written in place; memory for
+    ``size`` of them is set aside at the first call.
 
     Args:
         size: rows to keep, at least 1.
@@ -42,26 +43,27 @@ class ReservoirBuffer(nn.Module):
         self.seed = seed
         self.seen = 0
         self._calls = 0
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self._data: dict[str, Tensor] = {}
+        self._keys = torch.empty(0, dtype=torch.float64)  # of each place, in the order of places
+        self._store: dict[str, Tensor] = {}  # `size` places each, of which the first `len(self)` are filled
+        self._order: Tensor | None = None  # places by ascending key, until a key changes
 
     def __len__(self) -> int:
         return len(self._keys)
 
     @property
     def data(self) -> dict[str, Tensor]:
-        """The rows by field, ordered by ascending key; empty when there are none."""
-        return self._data if len(self) else {}
+        """The rows by field, ordered by ascending key, copied; empty when there are none."""
+        return {name: field[self._places().to(field.device)] for name, field in self._store.items()}
 
     @torch.no_grad()
     def add(self, **fields: Tensor) -> None:
-        """Offer rows.
+        """Offer rows. Those that stay are written over those that leave; nothing else is moved.
 
         Args:
             fields: tensors with one first dimension, the same names in every call; dtypes are kept.
 
         Raises:
-            ValueError: lengths differ, or there are other names than before.
+            ValueError: lengths, names, shapes or dtypes differ from those before.
         """
         rows = self._check(fields)
         counts = _gather_counts(rows, next(iter(fields.values())).device)
@@ -70,7 +72,7 @@ class ReservoirBuffer(nn.Module):
         first = sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
         keys = keys[first : first + rows]
         # no row beyond the last key, or beyond the best of this rank, can stay
-        bar = self._keys[-1] if len(self) == self.size else torch.inf
+        bar = self._keys.max() if len(self) == self.size else torch.inf
         candidates = (keys < bar).nonzero().flatten()
         candidates = candidates[keys[candidates].argsort()[: self.size]]
         keys = _gather(keys[candidates], len(counts), next(iter(fields.values())).device).cpu()
@@ -80,15 +82,37 @@ class ReservoirBuffer(nn.Module):
         }
         self._calls += 1
         self.seen += sum(counts)
-        if not len(keys):
-            return
-        keys = torch.cat([self._keys, keys])
-        order = keys.argsort()[: self.size]
+        if len(keys):
+            self._write(keys, offered)
+
+    def _write(self, keys: Tensor, offered: dict[str, Tensor]) -> None:
+        """Put candidates into free places, and into those of the largest keys."""
+        best = keys.argsort()[: self.size]
+        held = len(self)
+        free = min(self.size - held, len(best))
+        leaving, places = self._keys.topk(min(len(best) - free, held))  # descending
+        entering = keys[best[free:]][: len(leaving)]  # ascending
+        changed = int((entering < leaving).sum())  # once a candidate's key is the larger, so are all that follow
+        best = best[: free + changed]
+        places = torch.cat([torch.arange(held, held + free), places[:changed]])
+        self._keys = torch.cat([self._keys, self._keys.new_empty(free)])
+        self._keys[places] = keys[best]
+        self._order = None
         for name, field in offered.items():
-            old = self._data.get(name)
-            together = field if old is None else torch.cat([old.to(field.device), field])
-            self._data[name] = together[order.to(field.device)]
-        self._keys = keys[order]
+            self._room(name, field)[places.to(field.device)] = field[best.to(field.device)]
+
+    def _room(self, name: str, like: Tensor) -> Tensor:
+        """The places of a field, where its rows now are."""
+        store = self._store.get(name)
+        if store is None:
+            store = like.new_empty(self.size, *like.shape[1:])  # memory is taken when it is written to
+        self._store[name] = store.to(like.device)  # a checkpoint is loaded to the CPU
+        return self._store[name]
+
+    def _places(self) -> Tensor:
+        if self._order is None:
+            self._order = self._keys.argsort()
+        return self._order
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw rows: without replacement if there are enough, else with.
@@ -112,11 +136,13 @@ class ReservoirBuffer(nn.Module):
             rows = torch.randperm(len(self), generator=generator)[:n]
         else:
             rows = torch.randint(len(self), (n,), generator=generator)
-        return {name: field[rows.to(field.device)] for name, field in self._data.items()}
+        places = self._places()[rows]
+        return {name: field[places.to(field.device)] for name, field in self._store.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The content, for ``state_dict``: registered buffers would be broadcast by DDP, and cannot grow."""
-        return {"keys": self._keys, "data": dict(self._data), "seen": self.seen, "calls": self._calls}
+        # copies: rows are overwritten in place
+        return {"keys": self._keys[self._places()], "data": self.data, "seen": self.seen, "calls": self._calls}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up the content of a ``state_dict``.
@@ -126,16 +152,26 @@ class ReservoirBuffer(nn.Module):
         """
         if len(state["keys"]) > self.size:
             raise ValueError(f"the saved buffer has {len(state['keys'])} rows, more than `size`={self.size}")
-        self._keys = state["keys"].cpu()
-        self._data = dict(state["data"])
+        self._keys = state["keys"].cpu().clone()
+        self._order = None
+        self._store = {}
+        for name, rows in state["data"].items():
+            self._room(name, rows)[: len(rows)] = rows
         self.seen, self._calls = state["seen"], state["calls"]
 
     def _check(self, fields: dict[str, Tensor]) -> int:
         if not fields:
             raise ValueError("`add` needs at least one field, such as images=...")
-        if self._data and fields.keys() != self._data.keys():
-            odd = sorted(fields.keys() ^ self._data.keys())
-            raise ValueError(f"the buffer has the fields {sorted(self._data)}: {', '.join(odd)} does not fit")
+        if self._store and fields.keys() != self._store.keys():
+            odd = sorted(fields.keys() ^ self._store.keys())
+            raise ValueError(f"the buffer has the fields {sorted(self._store)}: {', '.join(odd)} does not fit")
+        for name, store in self._store.items():
+            new = fields[name]
+            if new.shape[1:] != store.shape[1:] or new.dtype != store.dtype:
+                raise ValueError(
+                    f"rows of the field {name} are {tuple(store.shape[1:])} of {store.dtype}, but "
+                    f"{tuple(new.shape[1:])} of {new.dtype} were offered"
+                )
         (first, rows), *others = ((name, len(field)) for name, field in fields.items())
         for name, length in others:
             if length != rows:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import shlex
 import statistics
 import sys
@@ -26,7 +27,9 @@ from lit_papers.plotting import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS = ("Finetune", "SI", "PNN", "DER", "LUMP", "AGEM", "GSS", "Multitask")
+METHODS = (
+    "Finetune", "SI", "PNN", "DER", "LUMP", "CaSSLe", "AGEM", "GSS", "ER", "DERpp", "EWC", "LwF", "ICaRL", "Multitask"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Outcome:
         transfer: accuracy on each further data set, by name.
         seconds: it took.
         settings: configuration, hash of its content, and options: a finished run of others is not read again.
+        knn_accuracy_seen: of the nearest neighbours among the images of all tasks seen, averaged over tasks.
     """
 
     method: str
@@ -52,6 +56,7 @@ class Outcome:
     transfer: dict[str, float]
     seconds: float
     settings: str = ""
+    knn_accuracy_seen: float = math.nan
 
 
 def arguments_of(method: str) -> list[str]:
@@ -124,7 +129,10 @@ def run(config: str, method: str, seed: int, folder: Path, ood: Sequence[str], o
             callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
             (forgetting,) = [c for c in callbacks if type(c).__name__ == "Forgetting"]
             found = cli.trainer.callback_metrics
-            knn = [float(value) for name, value in found.items() if name.startswith("val/knn_accuracy")]
+            knn, seen = (
+                [float(value) for name, value in found.items() if name.startswith(f"val/{key}/")]
+                for key in ("knn_accuracy", "knn_accuracy_seen")
+            )
             transfer = {name: _transfer(cli, name) for name in ood}
         except MissingDataError:
             raise
@@ -133,7 +141,7 @@ def run(config: str, method: str, seed: int, folder: Path, ood: Sequence[str], o
             raise RuntimeError(f"{' '.join(arguments)} failed, see {log.name}: {error}") from error
     outcome = Outcome(
         method, seed, forgetting.average_accuracy, forgetting.forgetting, statistics.mean(knn), transfer,
-        time.perf_counter() - begin, settings,
+        time.perf_counter() - begin, settings, statistics.mean(seen),
     )  # fmt: skip
     done.write_text(json.dumps(asdict(outcome)))
     forgetting.plot().savefig(folder / "forgetting.png")
@@ -154,16 +162,19 @@ def _transfer(cli: Any, name: str) -> float:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Mean and standard deviation over seeds, in %, as Markdown.
 
-    >>> print(table([Outcome("LUMP", 0, 0.9, 0.05, 0.9, {}, 1.0), Outcome("LUMP", 1, 0.8, 0.03, 0.9, {}, 1.0)]))
-    | method | seeds | average accuracy | forgetting | KNN accuracy |
-    |---|---|---|---|---|
-    | LUMP | 2 | 85.0 ± 7.1 | 4.0 ± 1.4 | 90.0 ± 0.0 |
+    >>> runs = [Outcome("LUMP", seed, 0.9 - seed / 10, 0.05 - seed / 50, 0.9, {}, 1.0, "", 0.7) for seed in (0, 1)]
+    >>> print(table(runs))
+    | method | seeds | average accuracy | forgetting | KNN in a task | KNN over all |
+    |---|---|---|---|---|---|
+    | LUMP | 2 | 85.0 ± 7.1 | 4.0 ± 1.4 | 90.0 ± 0.0 | 70.0 ± 0.0 |
     """
     names = list(outcomes[0].transfer)
-    head = ["method", "seeds", "average accuracy", "forgetting", "KNN accuracy", *(f"KNN on {name}" for name in names)]
+    head = ["method", "seeds", "average accuracy", "forgetting", "KNN in a task", "KNN over all"]
+    head += [f"KNN on {name}" for name in names]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for method, group in _by_method(outcomes).items():
         columns = [[o.accuracy for o in group], [o.forgetting for o in group], [o.knn_accuracy for o in group]]
+        columns += [[o.knn_accuracy_seen for o in group]]
         columns += [[o.transfer[name] for o in group] for name in names]
         lines.append("| " + " | ".join([method, str(len(group)), *(_spread(column) for column in columns)]) + " |")
     return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -11,6 +11,72 @@ from lit_papers.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def accuracy_matrix_figure(matrix: Tensor, average: float, forgetting: float, metric: str | None = None) -> Figure:
+    """What was known of each task after each, as a heat map; dark is good.
+
+    Args:
+        matrix: ``(T, T)``, row t after task t; NaN, where nothing is known, stays empty.
+        average: of the tasks seen, for the title.
+        forgetting: likewise.
+        metric: name of what should fall; None if the matrix has accuracies in [0, 1], which are shown in %.
+
+    Returns:
+        A figure of one axis.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    shown = 100 * matrix if metric is None else matrix
+    known = shown[~shown.isnan()]
+    if metric is None:
+        # or a good stream would be all black
+        low, high, colours = min(90.0, 10 * (known.min().item() // 10)), 100.0, "Greys"
+        title = f"A = {100 * average:.1f} %, F = {100 * forgetting:.1f} points"
+    else:
+        low, high, colours = known.min().item(), known.max().item(), "Greys_r"
+        title = f"mean = {average:.3g}, F = {forgetting:.3g}"
+    tasks = len(shown)
+    figure, (axis,) = new_figure(1, 1)
+    side = max(3.6, 0.42 * tasks)
+    figure.set_size_inches(side + 1, side)
+    image = axis.imshow(shown.numpy(), cmap=colours, vmin=low, vmax=high)
+    for row, column in (~shown.isnan()).nonzero().tolist():
+        value = shown[row, column].item()
+        share = (value - low) / ((high - low) or 1)
+        dark = share > 0.55 if metric is None else share < 0.45
+        text = f"{value:.0f}" if metric is None else f"{value:.2g}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axis.set_xticks(range(tasks))
+    axis.set_yticks(range(tasks))
+    axis.set_xlabel("evaluated on task")
+    axis.set_ylabel("after task")
+    axis.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axis, label="accuracy (%)" if metric is None else metric, shrink=0.8)
+    return figure
+
+
+def accuracy_lines_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """The accuracy on each task, in %, over epochs.
+
+    Args:
+        history: entries with ``epoch`` and ``accuracy_task_i`` in [0, 1], NaN where a task was not seen.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure, (axis,) = new_figure(1, 1)
+    keys = [key for key in history[-1] if key.startswith("accuracy_task_")]
+    for number, key in enumerate(keys):
+        values = [100 * entry.get(key, float("nan")) for entry in history]
+        grey = str(0.65 * number / max(1, len(keys) - 1))
+        epochs = [entry["epoch"] for entry in history]
+        axis.plot(epochs, values, marker="osD^v"[number % 5], markersize=4, color=grey, label=f"task {number}")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("accuracy over all classes seen (%)")
+    axis.legend(fontsize=8)
+    return figure
 
 
 def feature_map_figure(features: Mapping[str, Tensor], sample: int = 0, channels: int = 6) -> Figure:

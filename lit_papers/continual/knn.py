@@ -20,7 +20,8 @@ def knn_scores(
     .. math:: s_c(q) = \sum_{j \in \mathrm{top}\,k,\ y_j = c} \exp\big((\cos(q, f_j) - 1) / \tau\big)
 
     The 1 leaves the order as it is, and half precision finite. Queries and bank are taken in chunks with a running
-    top k, so that neither their product nor a copy of the bank need fit into memory.
+    top k, so that neither their product nor a copy of the bank need fit into memory. The search is in float32 at
+    least, also under autocast: behind a ReLU cosines lie within hundredths, which half precision does not rank.
 
     Args:
         query: features ``(Q, D)``, of any length but 0.
@@ -52,16 +53,29 @@ def knn_scores(
         )
     if not len(bank):
         raise ValueError("`bank` is empty")
-    k = min(k, len(bank))
-    lengths = _lengths(bank, "bank")
-    query = query / _lengths(query, "query")[:, None]
+    return _scores(query, bank, _lengths(bank, "bank"), labels, num_classes, min(k, len(bank)), temperature, max_bytes)
+
+
+def _scores(
+    query: Tensor,
+    bank: Tensor,
+    lengths: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    k: int,
+    temperature: float,
+    max_bytes: int,
+) -> Tensor:
+    """Scores by a bank whose lengths are known, ``(Q, C)``."""
+    query = query.to(lengths.dtype) / _lengths(query, "query")[:, None]
     scores = query.new_zeros(len(query), num_classes, dtype=torch.float32)
-    queries, others = _chunk_sizes(len(query), len(bank), k, bank.element_size(), max_bytes)
-    for start in range(0, len(query), queries):
-        part = query[start : start + queries]
-        cosine, neighbour = _nearest(part, bank, lengths, k, others)
-        weight = cosine.float().sub_(1).div_(temperature).exp_()
-        scores[start : start + queries].scatter_add_(1, labels[neighbour], weight)
+    queries, others = _chunk_sizes(len(query), len(bank), k, lengths.element_size(), max_bytes)
+    with torch.autocast(query.device.type, enabled=False):
+        for start in range(0, len(query), queries):
+            part = query[start : start + queries]
+            cosine, neighbour = _nearest(part, bank, lengths, k, others)
+            weight = cosine.float().sub_(1).div_(temperature).exp_()
+            scores[start : start + queries].scatter_add_(1, labels[neighbour], weight)
     return scores
 
 
@@ -70,7 +84,7 @@ def _nearest(query: Tensor, bank: Tensor, lengths: Tensor, k: int, chunk: int) -
     best = query.new_empty(len(query), 0)
     index = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     for start in range(0, len(bank), chunk):
-        part = bank[start : start + chunk]
+        part = bank[start : start + chunk].to(query.dtype)
         # the product is divided, as a normalised copy of the bank would double it
         cosine = (query @ part.T).div_(lengths[start : start + chunk])
         top, where = cosine.topk(min(k, len(part)), dim=1)
@@ -95,7 +109,10 @@ def _chunk_sizes(queries: int, bank: int, k: int, itemsize: int, max_bytes: int)
 
 
 def _lengths(features: Tensor, name: str) -> Tensor:
-    lengths = torch.linalg.vector_norm(features, dim=1)  # NaN and infinity show in it, without a mask of all numbers
+    wide = torch.promote_types(features.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(
+        features, dim=1, dtype=wide
+    )  # NaN and infinity show in it, without a mask of all numbers
     if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"features of the `{name}` are not finite (NaN or infinite)")
     floor: Tensor = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
@@ -133,6 +150,8 @@ class KNNClassifier:
         """Forget the bank."""
         self._features: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+        self._classes: Tensor | None = None
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Append features ``(N, D)`` with labels ``(N,)``, any integers.
@@ -142,9 +161,10 @@ class KNNClassifier:
         """
         if len(features) != len(labels):
             raise ValueError(f"{len(features)} features, but {len(labels)} labels")
-        _lengths(features, "bank")
+        self._lengths.append(_lengths(features, "bank"))
         self._features.append(features)
         self._labels.append(labels)
+        self._classes = None
 
     @property
     def classes(self) -> Tensor:
@@ -153,7 +173,9 @@ class KNNClassifier:
         Raises:
             RuntimeError: the bank is empty.
         """
-        return torch.tensor(sorted(set(self._bank()[1].tolist())))
+        if self._classes is None:
+            self._classes = torch.unique(self._bank()[1]).cpu()
+        return self._classes
 
     def predict(self, query: Tensor) -> Tensor:
         """The class that has most of the neighbours' weight; of equals, the lowest.
@@ -168,19 +190,25 @@ class KNNClassifier:
             RuntimeError: the bank is empty.
             ValueError: the features are not finite.
         """
-        bank, labels = self._bank()
+        bank, labels, lengths = self._bank()
         classes = self.classes.to(labels.device)
         numbers = torch.searchsorted(classes, labels)
-        scores = knn_scores(query, bank, numbers, len(classes), self.k, self.temperature, self.max_bytes)
+        if query.dim() != 2 or query.shape[1] != bank.shape[1]:
+            raise ValueError(
+                f"`query` {tuple(query.shape)} does not fit the bank's features of {bank.shape[1]} numbers"
+            )
+        k = min(self.k, len(bank))
+        scores = _scores(query, bank, lengths, numbers, len(classes), k, self.temperature, self.max_bytes)
         winners = scores == scores.amax(dim=1, keepdim=True)
         # argmax does not promise the first of equals
         ranks = torch.arange(len(classes), device=scores.device).expand_as(scores)
         first: Tensor = ranks.where(winners, len(classes)).amin(dim=1)
         return classes[first]
 
-    def _bank(self) -> tuple[Tensor, Tensor]:
+    def _bank(self) -> tuple[Tensor, Tensor, Tensor]:
         if not self._features:
             raise RuntimeError("the bank of the KNN classifier is empty: `update` it first")
         if len(self._features) > 1:  # once, not at every prediction
             self._features, self._labels = [torch.cat(self._features)], [torch.cat(self._labels)]
-        return self._features[0], self._labels[0]
+            self._lengths = [torch.cat(self._lengths)]
+        return self._features[0], self._labels[0], self._lengths[0]

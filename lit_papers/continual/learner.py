@@ -2,8 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from lit_papers.continual.augmentations import SSLTransform
 from lit_papers.continual.knn import KNNClassifier
-from lit_papers.continual.methods import Finetune, Method, ProgressiveColumns, Step
+from lit_papers.continual.methods import Finetune, Method, ProgressiveColumns, Step, TaskData
+from lit_papers.continual.methods.base import evaluating
 from lit_papers.continual.resnet import ResNet
+from lit_papers.continual.tasks import TaskEvents
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,6 +39,9 @@ class ContinualLearner(LightningModule, ABC):
         knn_temperature: of their weights.
         seed: of views, replay and heads' draws; at least 0.
     """
+
+    head: nn.Module
+    """What comes behind the features; made by `build_head`."""
 
     def __init__(
         self,
@@ -68,10 +72,12 @@ class ContinualLearner(LightningModule, ABC):
         self.knn_k = knn_k
         self.knn_temperature = knn_temperature
         self.seed = seed
-        self._task = -1  # the one that was begun last
+        self.tasks = TaskEvents()
+        self.tasks.listen(self._begin_task, self._end_task)
         self._step: Step | None = None
-        self._bank: tuple[int, KNNClassifier] | None = None
-        self._prepared = False
+        self._features: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}  # of banks, while one evaluates
+        self._classifiers: dict[tuple[tuple[int, ...], int | None], KNNClassifier] = {}
+        self._built: dict[str, Any] | None = None  # what backbone and head were built for
 
     @abstractmethod
     def build_head(self, feature_dim: int) -> None:
@@ -115,16 +121,19 @@ class ContinualLearner(LightningModule, ABC):
             )
         if self.method.single_process and self.trainer.world_size > 1:
             raise MisconfigurationException(f"{name} selects its memory on one process, but there are several")
-        if self._prepared:
-            return
-        images, _ = next(iter(data.memory_dataloader(0)))
-        example = self.plain(images[:2].to(self.device))
+        if self._built is None:
+            images, _ = next(iter(data.memory_dataloader(0)))
+            self._build(self.plain(images[:2].to(self.device)), data.num_tasks)
+
+    def _build(self, example: Tensor, num_tasks: int) -> None:
+        """Columns, head and what the method has of its own."""
         given = self.backbone
-        self.backbone = self.method.prepare(given, example, data.num_tasks)
+        self.backbone = self.method.prepare(given, example, num_tasks)
         if self.backbone is not given or not hasattr(self, "head"):
-            with _evaluating(self.backbone), torch.no_grad():
+            with evaluating(self.backbone), torch.no_grad():
                 self.build_head(self.backbone(example).shape[1])
-        self._prepared = True
+        self.method.connect(self)
+        self._built = {"image_shape": list(example.shape[1:]), "num_tasks": num_tasks}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD at a constant rate, one optimizer for the whole stream."""
@@ -147,29 +156,49 @@ class ContinualLearner(LightningModule, ABC):
 
         A resume may skip any single hook, so several call this; it does nothing twice.
         """
-        if self._task < 0:
-            self._task = self._stream.task_of(0) - 1  # of several tasks at once only the last begins
-        while self._task < task:
-            if self._task >= self._stream.task_of(0):
-                self._end_task()
-            self._task += 1
-            if self._task < self._stream.num_tasks:
-                self.method.begin_task(self.backbone, self._task)
+        first = self._stream.task_of(0)
+        if self.tasks.task < first:
+            self.tasks.begin_task(first)  # of several tasks at once only the last begins
+        self.tasks.reach(task)
 
-    def _end_task(self) -> None:
-        self.method.end_task(self.backbone, self._task)
-        wanted = self.method.samples_per_task(self._stream.num_tasks)
-        if not wanted:
-            return
-        batches = list(self._stream.memory_dataloader(self._task))
-        images, labels = (torch.cat([batch[i] for batch in batches]) for i in range(2))
-        generator = self._generator(self._task, 0, "kept images", rank=0)
-        chosen = torch.randperm(len(labels), generator=generator)[:wanted]
-        chosen = chosen.tensor_split(self.trainer.world_size)[self.trainer.global_rank]
-        self.method.keep(images[chosen].to(self.device), labels[chosen].to(self.device))
+    def _begin_task(self, task: int) -> None:
+        self.method.begin_task(self.backbone, task)
+
+    def _end_task(self, task: int) -> None:
+        self.method.end_task(self.backbone, task)
+        self.method.look_back(self, self._data_of(task))
+
+    def _data_of(self, task: int) -> TaskData:
+        stream = self._stream
+
+        def batches() -> Iterator[Batch]:
+            for images, labels in stream.memory_dataloader(task):
+                yield images.to(self.device), labels.to(self.device)
+
+        def sample(count: int) -> Batch:
+            """The images of the smallest random keys, so that they need not be held all at once."""
+            generator = self._generator(task, 0, "kept images", rank=0)
+            keys = torch.empty(0, dtype=torch.float64)
+            kept: tuple[Tensor, ...] = ()
+            for batch in stream.memory_dataloader(task):
+                keys = torch.cat([keys, torch.rand(len(batch[1]), dtype=torch.float64, generator=generator)])
+                best = keys.argsort()[:count]
+                keys = keys[best]
+                kept = tuple(torch.cat(pair)[best] for pair in zip(kept, batch, strict=True)) if kept else tuple(
+                    field[best] for field in batch
+                )  # fmt: skip
+            mine = torch.arange(len(keys)).tensor_split(self.trainer.world_size)[self.trainer.global_rank]
+            return kept[0][mine].to(self.device), kept[1][mine].to(self.device)
+
+        classes = list(stream.classes(task)) if hasattr(stream, "classes") else []  # only methods with labels ask
+        return TaskData(task, stream.num_tasks, classes, batches, sample)
 
     def on_train_start(self) -> None:
-        """Begin the task, also after a resume."""
+        """Begin the task, also after a resume; in a fit that starts anew, also one that ended in an earlier fit."""
+        first = self._stream.task_of(0)
+        anew = self.trainer.current_epoch == 0 and self.trainer.global_step == 0
+        if anew and self.tasks.task >= first and not (self.tasks.running and self.tasks.task == first):
+            self.tasks.begin_task(first)
         self._reach(self._stream.task_of(self.current_epoch))
 
     def on_train_epoch_start(self) -> None:
@@ -189,25 +218,34 @@ class ContinualLearner(LightningModule, ABC):
         self._reach_the_end()
 
     def _reach_the_end(self) -> None:
-        total = getattr(self._stream, "total_epochs", None)
-        if total is not None and self.current_epoch >= total:
-            self._reach(self._stream.num_tasks)
+        stream = self._stream
+        total = getattr(stream, "total_epochs", None)
+        own = getattr(stream, "fit_per_task", False)  # then also where early stopping ended the fit
+        if own or (total is not None and self.current_epoch >= total):
+            self._reach(stream.task_of(self.current_epoch))
+            if self.tasks.running:
+                self.tasks.end_task()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save which task was begun."""
-        checkpoint["continual_task"] = self._task
+        """Save which task runs, and what the network was built for."""
+        checkpoint["continual"] = {**self.tasks.state_dict(), "built": self._built}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up which task was begun; PNN's columns follow."""
-        self._task = checkpoint["continual_task"]
-        if 0 <= self._task < self._stream.num_tasks and isinstance(self.backbone, ProgressiveColumns):
-            self.backbone.begin(self._task)
+        """Take up which task runs; without a Trainer, build what ``setup`` would build."""
+        state = checkpoint.get("continual")
+        if state is None:
+            raise ValueError(f"the checkpoint was not saved by {type(self).__name__}, or by an older version")
+        self.tasks.load_state_dict(state)
+        if self._built is None and state["built"] is not None:
+            self._build(torch.zeros(2, *state["built"]["image_shape"], device=self.device), state["built"]["num_tasks"])
+        if isinstance(self.backbone, ProgressiveColumns) and self.tasks.task >= 0:
+            self.backbone.begin(self.tasks.task)
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def plain(self, images: Tensor) -> Tensor:
         """Images as they are evaluated: scaled and normalised."""
-        with _evaluating(self.transform):
+        with evaluating(self.transform):
             return cast(Tensor, self.transform(images))
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -268,61 +306,83 @@ class ContinualLearner(LightningModule, ABC):
             float ``(N, D)``.
         """
         view = self.plain(images.to(self.device))
-        with _evaluating(self.backbone):
+        with evaluating(self.backbone):
             if isinstance(self.backbone, ProgressiveColumns):
-                return cast(Tensor, self.backbone(view, task))
-            return cast(Tensor, self.backbone(view))
+                return cast(Tensor, self.backbone(view, task)).float()
+            return cast(Tensor, self.backbone(view)).float()
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the bank of earlier features."""
-        self._bank = None
+        """Forget the features of earlier weights; let the method prepare."""
+        self._begin_evaluation()
 
     def on_test_epoch_start(self) -> None:
-        """Forget the bank of earlier features."""
-        self._bank = None
+        """Forget the features of earlier weights; let the method prepare."""
+        self._begin_evaluation()
+
+    def _begin_evaluation(self) -> None:
+        self._features, self._classifiers = {}, {}
+        if not self.trainer.sanity_checking:
+            self.method.before_evaluation(self, self._data_of(max(self.tasks.task, 0)))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs ``val/knn_accuracy`` of one task."""
+        """Logs ``val/knn_accuracy`` of one task, and ``val/knn_accuracy_seen`` if that was seen."""
         self.evaluate(batch, dataloader_idx, "val")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs ``test/knn_accuracy`` of one task."""
+        """Logs ``test/knn_accuracy`` of one task, and ``test/knn_accuracy_seen`` if that was seen."""
         self.evaluate(batch, dataloader_idx, "test")
 
     def evaluate(self, batch: Batch, task: int, prefix: str) -> Tensor:
-        """Log the accuracy of the nearest-neighbour classifier; returns the features of the batch."""
+        """Log the accuracies of the nearest-neighbour classifiers; returns the features of the batch.
+
+        Neighbours are the task's own training images and, if the task was seen, those of all tasks seen: nobody says
+        then which task an image is of.
+        """
         images, labels = batch
         features = self.features(images, task)
-        found = self._bank_of(task).predict(features) == labels
-        self._log_mean(f"{prefix}/knn_accuracy", found)
+        self._log_mean(f"{prefix}/knn_accuracy", self._neighbours((task,), task).predict(features) == labels)
+        seen = self._seen()
+        if task in seen:
+            several = isinstance(self.backbone, ProgressiveColumns)
+            query = self.features(images) if several else features  # by the newest column, as the task is unknown
+            self._log_mean(f"{prefix}/knn_accuracy_seen", self._neighbours(seen, None).predict(query) == labels)
         return features
+
+    def _seen(self) -> tuple[int, ...]:
+        """The tasks that were trained on so far."""
+        last = max(self.tasks.task, 0)
+        return tuple(range(self._stream.num_tasks))[: last + 1]
 
     def _log_mean(self, name: str, values: Tensor) -> None:
         self.log(name, values.float().mean(), batch_size=len(values), sync_dist=True, prog_bar=False)
 
-    def _bank_of(self, task: int) -> KNNClassifier:
-        """The training images of one task, on every process: each has some of the queries."""
-        if self._bank is None or self._bank[0] != task:
-            seen = max(self._task, 0) + 1
-            knn = KNNClassifier(seen if self.knn_k == "tasks_seen" else int(self.knn_k), self.knn_temperature)
+    def _neighbours(self, tasks: tuple[int, ...], column: int | None) -> KNNClassifier:
+        """The training images of some tasks, on every process: each has some of the queries."""
+        if not isinstance(self.backbone, ProgressiveColumns):
+            column = None
+        if (tasks, column) not in self._classifiers:
+            k = len(self._seen()) if self.knn_k == "tasks_seen" else int(self.knn_k)
+            knn = KNNClassifier(k, self.knn_temperature)
+            for task in tasks:
+                knn.update(*self._features_of(task, column))
+            self._classifiers[tasks, column] = knn
+        return self._classifiers[tasks, column]
+
+    def _features_of(self, task: int, column: int | None) -> tuple[Tensor, Tensor]:
+        if (task, column) not in self._features:
+            parts = []
             for images, labels in self._stream.memory_dataloader(task):
-                knn.update(self.features(images, task), labels.to(self.device))
+                parts.append((self.features(images, column), labels.to(self.device)))
                 if self.trainer.sanity_checking or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                     break
-            self._bank = (task, knn)
-        return self._bank[1]
+            features, labels = zip(*parts, strict=True)
+            self._features[task, column] = torch.cat(features), torch.cat(labels)
+        return self._features[task, column]
 
     def on_validation_epoch_end(self) -> None:
-        """Free the bank."""
-        self._bank = None
+        """Free the features."""
+        self._features, self._classifiers = {}, {}
 
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Any:
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, mode in modes:
-            submodule.training = mode
+    def on_test_epoch_end(self) -> None:
+        """Free the features."""
+        self._features, self._classifiers = {}, {}

@@ -74,6 +74,7 @@ class SimSiam(nn.Module):
 
     def __init__(self, feature_dim: int, projection_dim: int = 2048, prediction_dim: int = 512) -> None:
         super().__init__()
+        self.projection_dim = projection_dim
         self.projector = _projector(feature_dim, projection_dim)
         self.predictor = _lightly("models.modules.heads").ProjectionHead(
             [
@@ -84,8 +85,16 @@ class SimSiam(nn.Module):
 
     def forward(self, features1: Tensor, features2: Tensor) -> Tensor:
         """Scalar loss, in [-1, 1], of the features ``(N, D)`` of two views; each has its own batch statistics."""
-        z1, z2 = self.projector(features1), self.projector(features2)
+        return self.compare(self.projector(features1), self.projector(features2))
+
+    def compare(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The loss of two views' projections ``(N, P)``."""
         return simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
+
+    @staticmethod
+    def distance(prediction: Tensor, target: Tensor) -> Tensor:
+        """How far predictions are from targets ``(N, P)``: 2 less twice the cosine, in [0, 4]; no gradient to these."""
+        return 2 - 2 * nn.functional.cosine_similarity(prediction, target.detach(), dim=1).mean()
 
 
 class BarlowTwins(nn.Module):
@@ -102,12 +111,21 @@ class BarlowTwins(nn.Module):
 
     def __init__(self, feature_dim: int, projection_dim: int = 2048, lambda_param: float = 5e-3) -> None:
         super().__init__()
+        self.projection_dim = projection_dim
         self.projector = _projector(feature_dim, projection_dim)
         self.lambda_param = lambda_param
 
     def forward(self, features1: Tensor, features2: Tensor) -> Tensor:
         """Scalar loss, >= 0, of the features ``(N, D)`` of two views."""
-        return barlow_twins_loss(self.projector(features1), self.projector(features2), self.lambda_param)
+        return self.compare(self.projector(features1), self.projector(features2))
+
+    def compare(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The loss of two views' projections ``(N, P)``."""
+        return barlow_twins_loss(z1, z2, self.lambda_param)
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """How far predictions are from targets ``(N, P)``: the same loss; no gradient to these."""
+        return barlow_twins_loss(prediction, target.detach(), self.lambda_param)
 
 
 def _projector(feature_dim: int, dim: int) -> nn.Module:

@@ -16,10 +16,11 @@ class UnsupervisedContinual(ContinualLearner):
 
     It needs a data module with ``task_of`` and ``memory_dataloader``, such as `lit_papers.datamodules.TaskSequence`.
     Each step takes two random views of every image; the method decides what else happens. Validation is by nearest
-    neighbours among each task's own training images, so a task is told apart from within.
+    neighbours: among each task's own training images, so that a task is told apart from within, and among those of all
+    tasks seen, where nobody says which task an image is of.
 
-    Logs ``train/loss``, ``train/penalty`` (SI, DER), ``train/lambda`` (LUMP), and for each task i
-    ``val/knn_accuracy/dataloader_idx_i``.
+    Logs ``train/loss``, ``train/penalty`` (SI, DER, CaSSLe), ``train/lambda`` (LUMP), for each task i
+    ``val/knn_accuracy/dataloader_idx_i``, and for each task seen ``val/knn_accuracy_seen/dataloader_idx_i``.
 
     Args:
         method: one of `lit_papers.continual.methods`; None is `Finetune`.
@@ -96,8 +97,9 @@ class UnsupervisedContinual(ContinualLearner):
 class SupervisedContinual(ContinualLearner):
     """Learns classes on a stream of tasks with one head over all of them, the paper's supervised counterpart.
 
-    Logs, beside what `UnsupervisedContinual` logs, for each task i ``val/accuracy/dataloader_idx_i`` (of the head,
-    over all classes) and ``val/task_accuracy/dataloader_idx_i`` (over the classes of the task).
+    Logs, beside what `UnsupervisedContinual` logs, for each task i ``val/accuracy/dataloader_idx_i`` (of the head, or
+    of nearest means for `ICaRL`, over all classes) and ``val/task_accuracy/dataloader_idx_i`` (over the classes of the
+    task).
 
     Args:
         num_classes: one more than the largest label.
@@ -166,10 +168,10 @@ class SupervisedContinual(ContinualLearner):
         return nn.functional.cross_entropy(outputs[0], labels)
 
     def evaluate(self, batch: Batch, task: int, prefix: str) -> Tensor:
-        """Log also the accuracy of the head, over all classes and over those of the task."""
+        """Log also the accuracy of the method's scores, over all classes and over those of the task."""
         features = super().evaluate(batch, task, prefix)
         labels = batch[1]
-        logits = self.head(features)
+        logits = self.method.scores(features, self.head(features))
         classes = torch.tensor(self._stream.classes(task), device=labels.device)
         self._log_mean(f"{prefix}/accuracy", logits.argmax(dim=1) == labels)
         self._log_mean(f"{prefix}/task_accuracy", classes[logits[:, classes].argmax(dim=1)] == labels)

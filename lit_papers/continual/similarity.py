@@ -1,11 +1,13 @@
 """How alike two representations are: linear CKA (Kornblith et al. 2019), of tensors or of a stream of batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+
+from lit_papers.accumulator import Float64Metric
 
 
 def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> Tensor:
@@ -66,7 +68,7 @@ def _unbiased(k: Tensor, m: Tensor) -> Tensor:
     return (trace + sums - cross) / (n * (n - 3))
 
 
-class CKA(Metric):
+class CKA(Float64Metric):
     """Linear CKA over batches and processes, equal to `linear_cka` of all samples together.
 
     It keeps sums of products in float64, ``(Dx + Dy)^2`` numbers, and no samples.
@@ -78,7 +80,6 @@ class CKA(Metric):
     1.0
     """
 
-    full_state_update = False
     n: Tensor
     x: Tensor
     y: Tensor
@@ -99,6 +100,7 @@ class CKA(Metric):
         """
         if len(x) != len(y):
             raise ValueError(f"`x` has {len(x)} samples, but `y` has {len(y)}")
+        self.writable()
         x, y = x.flatten(1).double(), y.flatten(1).double()
         for name, term in (
             ("n", torch.tensor(len(x), dtype=torch.float64, device=x.device)),
@@ -124,10 +126,12 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
         layers: names as in ``model.named_modules()``.
 
     Returns:
-        What each layer returned (the last time, if it ran several times), by name.
+        What each layer returned (the last time, if it ran several times), by name, as it was then: later layers may
+        change it in place. Of a tuple, a mapping or a model output, the first tensor of floats.
 
     Raises:
         ValueError: there is no such submodule, or it did not run.
+        TypeError: a layer returned no tensor of floats.
 
     >>> features = layer_features(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2), ["0"])
     >>> features["0"].shape
@@ -141,7 +145,7 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
     modes = [(module, module.training) for module in model.modules()]
 
     def keep(name: str) -> Any:
-        return lambda module, arguments, output: found.__setitem__(name, output.detach())
+        return lambda module, arguments, output: found.__setitem__(name, _tensor_of(output, name).detach().clone())
 
     hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
     try:
@@ -156,6 +160,23 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> d
     if silent:
         raise ValueError(f"{', '.join(silent)} did not run in the forward pass")
     return {name: found[name] for name in layers}
+
+
+def _tensor_of(output: Any, name: str) -> Tensor:
+    """The first tensor of floats in what a layer returned, whatever it is wrapped in."""
+    waiting = [output]
+    while waiting:
+        thing = waiting.pop(0)
+        if isinstance(thing, Tensor):
+            if thing.is_floating_point():
+                return thing
+        elif isinstance(thing, Mapping):  # also the outputs of transformers
+            waiting = [*thing.values(), *waiting]
+        elif isinstance(thing, tuple | list):
+            waiting = [*thing, *waiting]
+        elif is_dataclass(thing):
+            waiting = [*(getattr(thing, field.name) for field in fields(thing)), *waiting]
+    raise TypeError(f"the layer {name} returned {type(output).__name__} without a tensor of floats")
 
 
 def layer_similarity(

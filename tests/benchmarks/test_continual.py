@@ -1,4 +1,4 @@
-"""Augmentation beside the pipeline of single images, and the streaming neighbours beside the usual ones.
+"""Augmentation, reservoir, steps and neighbours beside what is usual.
 
 Run with ``OMP_NUM_THREADS=1 pytest tests/benchmarks/test_continual.py -m benchmark -s``. Ratios are of medians over
 interleaved rounds of one run.
@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from lit_papers.continual import ResNet, UnsupervisedContinual
 from lit_papers.continual.augmentations import SSLTransform
+from lit_papers.continual.buffer import ReservoirBuffer
 from lit_papers.continual.knn import knn_scores
+from lit_papers.continual.methods import LUMP, Finetune, Step
 
 pytestmark = pytest.mark.benchmark
 ROUNDS, WARM_UP = 9, 2
@@ -33,31 +36,98 @@ def medians(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def test_augmentation_beside_single_images() -> None:
-    """Two views of 256 images of 32 x 32, the authors' SimSiam augmentation."""
+@pytest.mark.parametrize(("size", "count", "least"), [(32, 256, 4.0), (224, 16, 1.5)])
+def test_augmentation_beside_single_images_and_kornia(size: int, count: int, least: float) -> None:
+    """One view of each image, the authors' SimSiam augmentation: PIL one by one, kornia, ours."""
     transforms = pytest.importorskip("torchvision.transforms")
-    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
-    batched = SSLTransform(32)
+    kornia = pytest.importorskip("kornia.augmentation")
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    batched = SSLTransform(size)
     pictures = [transforms.ToPILImage()(image) for image in images]
     single = transforms.Compose(
         [
-            transforms.RandomResizedCrop(32, (0.2, 1.0)),
+            transforms.RandomResizedCrop(size, (0.2, 1.0)),
             transforms.RandomHorizontalFlip(),
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
             transforms.RandomGrayscale(0.2),
             transforms.ToTensor(),
-            transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)),
+            transforms.Normalize(mean, std),
         ]
+    )
+    theirs = kornia.AugmentationSequential(
+        kornia.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+        kornia.RandomHorizontalFlip(),
+        kornia.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        kornia.RandomGrayscale(p=0.2),
+        kornia.Normalize(torch.tensor(mean), torch.tensor(std)),
     )
     seconds = medians(
         {
-            "one by one, PIL": lambda: [torch.stack([single(picture) for picture in pictures]) for _ in range(2)],
-            "batched": lambda: [batched(images) for _ in range(2)],
+            "PIL": lambda: torch.stack([single(picture) for picture in pictures]),
+            "kornia": lambda: theirs(images / 255),
+            "ours": lambda: batched(images),
         }
     )
-    ratio = seconds["one by one, PIL"] / seconds["batched"]
-    print(f"\ntwo views of 256 images: {', '.join(f'{k} {1e3 * v:.0f} ms' for k, v in seconds.items())}, {ratio:.1f}x")
-    assert ratio >= 4
+    ratios = [seconds[name] / seconds["ours"] for name in ("PIL", "kornia")]
+    print(f"\n{size} px: {', '.join(f'{k} {1e3 * v / count:.2f} ms an image' for k, v in seconds.items())}, {ratios}")
+    assert ratios[0] >= least
+    assert ratios[1] >= 2
+
+
+class InPlace:
+    """A plain reservoir, image by image (Vitter 1985, algorithm R)."""
+
+    def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
+        self.rows, self.seen = torch.zeros(slots, *shape, dtype=torch.uint8), 0
+
+    def add(self, images: torch.Tensor) -> None:
+        for image in images:
+            place = self.seen if self.seen < len(self.rows) else int(torch.randint(self.seen + 1, ()))
+            if place < len(self.rows):
+                self.rows[place] = image
+            self.seen += 1
+
+
+@pytest.mark.parametrize(("slots", "size"), [(5000, 32), (2000, 224)])
+def test_the_reservoir_beside_one_in_place(slots: int, size: int) -> None:
+    """Batches of 64 images, when twice as many images as there are slots were offered."""
+    ours, plain = ReservoirBuffer(slots), InPlace(slots, (3, size, size))
+    images = torch.randint(256, (64, 3, size, size), dtype=torch.uint8)
+    for _ in range(2 * slots // 64):
+        ours.add(images=images)
+        plain.add(images)
+    seconds = medians({"in place": lambda: plain.add(images), "ours": lambda: ours.add(images=images)})
+    ratio = seconds["ours"] / seconds["in place"]
+    print(f"\n{slots} x {size} px: {', '.join(f'{k} {1e3 * v:.2f} ms' for k, v in seconds.items())}, {ratio:.2f}")
+    assert ratio <= 2
+
+
+def test_a_step_of_lump_beside_finetuning() -> None:
+    """Of a ResNet of width 16 on 64 images of 32 x 32, with 5000 full slots; it augments twice as many images."""
+    pytest.importorskip("lightly")
+    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)
+    steps: dict[str, Callable[[], Any]] = {}
+    for method in (Finetune(), LUMP(buffer_size=5000)):
+        torch.manual_seed(0)
+        module = UnsupervisedContinual(method, ResNet(3, 16), projection_dim=512)
+        optimizer = module.configure_optimizers()
+        if isinstance(method, LUMP):
+            for _ in range(5000 // 64 + 1):
+                method.buffer.add(images=images)
+
+        def step(module: Any = module, method: Any = method, optimizer: Any = optimizer) -> None:
+            now = Step(images, torch.zeros(64), lambda purpose: torch.Generator().manual_seed(len(purpose)))
+            optimizer.zero_grad()
+            method.loss(module, now).backward()
+            optimizer.step()
+            method.remember(module, now)
+
+        steps[type(method).__name__] = step
+    seconds = medians(steps)
+    ratio = seconds["LUMP"] / seconds["Finetune"]
+    print(f"\na step: {', '.join(f'{k} {1e3 * v:.0f} ms' for k, v in seconds.items())}, {ratio:.2f}")
+    assert ratio <= 1.1
 
 
 def one_hot_scores(query: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Subset
 
 from lit_papers.callbacks import Forgetting
 from lit_papers.continual import metrics
+from lit_papers.continual.tasks import TaskEvents
 from tests import guest
 
 TASKS = 3
@@ -43,8 +44,8 @@ def three_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "ForeignModule", ForeignStream)
 
 
-def guests() -> list[Callback]:
-    return [Forgetting(METRIC, epochs_per_task=1)]
+def guests(epochs: int = 1) -> list[Callback]:
+    return [Forgetting(METRIC, epochs_per_task=epochs)]
 
 
 def function(module: LightningModule) -> list[float]:
@@ -55,8 +56,8 @@ def function(module: LightningModule) -> list[float]:
         return [module(images[16 * i : 16 * i + 16])[0].softmax(1)[:, 0].mean().item() for i in range(TASKS)]
 
 
-def functional_guests() -> list[Callback]:
-    return [Forgetting(epochs_per_task=1, evaluate=function)]
+def functional_guests(epochs: int = 1) -> list[Callback]:
+    return [Forgetting(epochs_per_task=epochs, evaluate=function)]
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -86,12 +87,7 @@ def test_two_processes_record_what_one_does(make: guest.MakeCallbacks, tmp_path:
 @pytest.mark.parametrize("make", [guests, functional_guests])
 @pytest.mark.parametrize("at_epoch_end", [True, False])
 def test_resumed_is_uninterrupted(make: guest.MakeCallbacks, at_epoch_end: bool, tmp_path: Path) -> None:
-    def three_tasks() -> list[Callback]:
-        (callback,) = make()
-        callback.epochs_per_task = 2  # check_resume trains for 4 epochs
-        return [callback]
-
-    guest.check_resume(three_tasks, tmp_path, {"save_on_train_epoch_end": at_epoch_end})
+    guest.check_resume(lambda: make(2), tmp_path, {"save_on_train_epoch_end": at_epoch_end})
 
 
 class Scripted(LightningModule):
@@ -156,7 +152,7 @@ def test_the_matrix_is_what_was_logged_at_the_ends_of_tasks(tmp_path: Path) -> N
     logger.save()
     written = Path(logger.log_dir)
     assert "continual/forward_transfer" in (written / "metrics.csv").read_text().splitlines()[0]
-    assert (written / "forgetting.png").stat().st_size > 0
+    assert (written / "continual.png").stat().st_size > 0
     axis = callback.plot().axes[0]
     assert axis.get_ylabel() == "after task"
     assert {text.get_text() for text in axis.texts} >= {"90", "95", "88"}
@@ -184,7 +180,7 @@ def test_nothing_is_known_at_first() -> None:
     assert callback.matrix.shape == (0, 0)
     names = ("average_accuracy", "forgetting", "backward_transfer", "forward_transfer")
     assert all(math.isnan(getattr(callback, name)) for name in names)
-    with pytest.raises(RuntimeError, match="nothing to draw"):
+    with pytest.raises(RuntimeError, match="nothing to plot"):
         callback.plot()
 
 
@@ -235,3 +231,172 @@ def test_ranks_that_did_not_synchronise_are_averaged(tmp_path: Path) -> None:
     guest.foreign_trainer(tmp_path, [Forgetting("acc", 2), Check()], max_epochs=2, devices=2, strategy=strategy).fit(
         PerRank(SCRIPT)
     )
+
+
+ROWS = [[0.9, 0.1, 0.1], [0.6, 0.9, 0.1], [0.3, 0.5, 0.9]]
+NAN = math.nan
+
+
+class ByTask(Scripted):
+    """Logs row t of a script while task t is trained, whatever the epochs."""
+
+    def __init__(self, rows: list[list[float]] = ROWS, name: str = "acc") -> None:
+        super().__init__(rows, name)
+        self.task = 0
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log(self.name, self.script[self.task][dataloader_idx])
+
+
+def run(folder: Path, callbacks: list[Callback], module: LightningModule, epochs: int, **options: Any) -> Trainer:
+    trainer = guest.foreign_trainer(folder, callbacks, max_epochs=epochs, **options)
+    trainer.fit(module)
+    return trainer
+
+
+def check_rows(callback: Forgetting, rows: list[list[float]] = ROWS) -> None:
+    torch.testing.assert_close(callback.matrix, torch.tensor(rows), equal_nan=True)
+    assert [entry["task"] for entry in callback.history] == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("options", [{"epochs_per_task": 2}, {"fit_per_task": True}], ids=str)
+def test_a_fit_for_each_task(options: dict[str, Any], tmp_path: Path) -> None:
+    callback, module = Forgetting("acc", **options), ByTask()
+    for task in range(3):
+        module.task = task
+        run(tmp_path, [callback], module, 2)
+    check_rows(callback)
+    assert [(entry["fit"], entry["epoch"]) for entry in callback.history] == [(0, 2), (1, 2), (2, 2)]
+    assert (callback.average_accuracy, callback.forgetting) == (pytest.approx(1.7 / 3), pytest.approx(0.5))
+    other = ByTask([[0.2] * 3] * 3)  # a second seed: nothing of the first is left
+    run(tmp_path, [callback], other, 2)
+    assert callback.matrix.shape == (3, 3)
+    torch.testing.assert_close(callback.matrix[0], torch.full((3,), 0.2))
+    assert callback.matrix[1:].isnan().all()
+    assert len(callback.history) == 1
+
+
+def test_early_stopping_ends_tasks(tmp_path: Path) -> None:
+    """After three of ten epochs, though nobody says that a fit is a task."""
+    callback, module = Forgetting("acc", epochs_per_task=10), ByTask()
+    for task in range(3):
+        module.task = task
+        stop = EarlyStopping("acc/dataloader_idx_0", patience=2, mode="max")
+        assert run(tmp_path, [callback, stop], module, 10).current_epoch == 3
+    check_rows(callback)
+
+
+def test_one_trainer_with_more_epochs_each_time(tmp_path: Path) -> None:
+    """A task may also be cut in the middle and go on in the next fit."""
+    callback, module = Forgetting("acc", epochs_per_task=2), ByTask()
+    trainer = guest.foreign_trainer(tmp_path, [callback], max_epochs=0)
+    for epochs, task in ((1, 0), (2, 0), (4, 1), (5, 2), (6, 2)):
+        module.task = task
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(module)
+        assert len(callback.history) == epochs // 2
+    check_rows(callback)
+
+
+def test_a_cut_task_counts_when_another_trainer_begins(tmp_path: Path) -> None:
+    callback, module = Forgetting("acc", epochs_per_task=5), ByTask()
+    for task in range(3):
+        module.task = task
+        run(tmp_path, [callback], module, 3)
+    torch.testing.assert_close(callback.matrix[:2], torch.tensor(ROWS[:2]))
+    assert callback.matrix[2].isnan().all()  # nobody has said that the last one is over
+
+
+def test_loaders_that_come_with_their_task(tmp_path: Path) -> None:
+    class Growing(ByTask):
+        def val_dataloader(self) -> Any:
+            return [self.train_dataloader() for _ in range(self.current_epoch + 1)]
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("acc", ROWS[self.current_epoch][dataloader_idx])
+
+    callback = Forgetting("acc", epochs_per_task=1)
+    run(tmp_path, [callback], Growing(), 3, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0)
+    check_rows(callback, [[0.9, NAN, NAN], [0.6, 0.9, NAN], [0.3, 0.5, 0.9]])
+    assert callback.forgetting == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("metric", ["acc_task{}", "acc_task{task}", [f"acc_task{i}" for i in range(3)]], ids=str)
+def test_names_of_ones_own(metric: Any, tmp_path: Path) -> None:
+    class Named(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            value = self.script[self.current_epoch][dataloader_idx]
+            self.log(f"acc_task{dataloader_idx}", value, add_dataloader_idx=False)
+
+    callback = Forgetting(metric, epochs_per_task=1)
+    run(tmp_path, [callback], Named(ROWS), 3)
+    check_rows(callback)
+
+
+def test_a_metric_that_should_fall(tmp_path: Path) -> None:
+    losses = [[0.2, 2.3, 2.3], [1.9, 0.2, 2.3], [2.5, 1.8, 0.2]]
+    callback = Forgetting("acc", 1, mode="min", baseline=[2.3] * 3)
+    trainer = run(tmp_path, [callback], Scripted(losses), 3)
+    assert callback.forgetting == pytest.approx((2.3 + 1.6) / 2)
+    assert callback.backward_transfer == pytest.approx(-(2.3 + 1.6) / 2)
+    assert callback.forward_transfer == pytest.approx(0.0)
+    assert trainer.callback_metrics["continual/value"].item() == pytest.approx(1.5)
+    assert "%" not in callback.plot().axes[0].get_title()
+    refused = Forgetting("acc", 1)
+    with pytest.raises(MisconfigurationException, match=r"2\.3 is no accuracy.*`mode='min'`"):
+        run(tmp_path, [refused], Scripted(losses), 3)
+
+
+def test_steps_and_evaluation_while_a_task_runs(tmp_path: Path) -> None:
+    """An online stream: one epoch of six steps, a task of two, a validation after each; accuracy at any time."""
+
+    class Online(Scripted):
+        def train_dataloader(self) -> Any:
+            return DataLoader(torch.utils.data.TensorDataset(torch.ones(12, 1)), batch_size=2)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("acc", self.script[self.global_step - 1][dataloader_idx])
+
+    script = [[0.5, 0.1, 0.1], ROWS[0], [0.7, 0.5, 0.1], ROWS[1], [0.4, 0.6, 0.2], ROWS[2]]
+    callback = Forgetting("acc", steps_per_task=2)
+    run(tmp_path, [callback], Online(script), 1, val_check_interval=1, num_sanity_val_steps=0)
+    check_rows(callback)
+    seen = [0.5, 0.9, 0.6, 0.75, 0.4, 1.7 / 3]
+    assert callback.average_anytime_accuracy == pytest.approx(sum(seen) / 6)
+
+
+def test_you_say_when_a_task_ends(tmp_path: Path) -> None:
+    events = TaskEvents()
+    callback, module = Forgetting("acc", tasks=events), ByTask()
+    for task in range(3):
+        module.task = task
+        events.begin_task()
+        trainer = run(tmp_path, [callback], module, 1)
+        trainer.validate(module, verbose=False)
+        events.end_task()
+    check_rows(callback)
+    with pytest.raises(ValueError, match="`epochs_per_task` and `tasks` all say"):
+        Forgetting(epochs_per_task=1, tasks=events)
+
+
+def test_a_stream_with_a_fit_for_each_task(tmp_path: Path) -> None:
+    class Stream(LightningDataModule):
+        fit_per_task, total_epochs, task = True, 1, -1
+
+        def setup(self, stage: str) -> None:
+            self.task += stage == "fit"
+
+        def task_of(self, epoch: int) -> int:
+            return self.task
+
+        def train_dataloader(self) -> Any:
+            return module.train_dataloader()
+
+        def val_dataloader(self) -> Any:
+            return module.val_dataloader()
+
+    callback, module, data = Forgetting("acc"), ByTask(), Stream()
+    for task in range(3):
+        module.task = task
+        guest.foreign_trainer(tmp_path, [callback], max_epochs=2).fit(module, datamodule=data)
+    check_rows(callback)

@@ -1,6 +1,8 @@
 """Losses, CKA, landscapes and the network, against closed forms."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from lit_papers.continual.figures import feature_map_figure
 from lit_papers.continual.landscape import filter_normalized_direction, loss_landscape
 from lit_papers.continual.losses import BarlowTwins, SimSiam, barlow_twins_loss, simsiam_loss
+from lit_papers.continual.probe import LinearProbe
 from lit_papers.continual.resnet import ResNet
 from lit_papers.continual.similarity import CKA, layer_features, layer_similarity, linear_cka
 
@@ -197,3 +200,65 @@ def test_feature_maps_are_drawn_strongest_first() -> None:
         feature_map_figure({"head": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="`sample`"):
         feature_map_figure({"stem": maps}, sample=2)
+
+
+def test_layers_are_seen_as_they_were() -> None:
+    """Before later layers changed them in place; also in tuples, mappings and dataclasses."""
+
+    @dataclasses.dataclass
+    class Output:
+        index: torch.Tensor
+        hidden: torch.Tensor
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.BatchNorm1d(4), nn.ReLU(inplace=True)
+            self.lstm, self.wrap = nn.LSTM(4, 4), Wrap()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            out = self.norm(x)
+            out += x
+            out = self.relu(out)
+            return self.wrap(self.lstm(out)[0])
+
+    class Wrap(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"output": Output(torch.zeros(3, dtype=torch.int64), x), "other": x + 1}
+
+    net, x = Block().eval(), torch.randn(6, 4)
+    found = layer_features(net, x, ["norm", "relu", "lstm", "wrap"])
+    torch.testing.assert_close(found["norm"], net.norm(x))
+    torch.testing.assert_close(found["relu"], (net.norm(x) + x).relu())
+    torch.testing.assert_close(found["lstm"], net.lstm((net.norm(x) + x).relu())[0])
+    assert torch.equal(found["wrap"], found["lstm"])
+    with pytest.raises(TypeError, match="without a tensor of floats"):
+        layer_features(nn.Sequential(Silent()), x, ["0"])
+
+
+class Silent(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return "nothing"
+
+
+def test_the_probe_is_scikit_learns() -> None:
+    linear = pytest.importorskip("sklearn.linear_model")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3 + 4
+    features = torch.randn(300, 6, generator=generator) + torch.eye(6)[labels - 4]
+    features[:, 5] = 3.7  # constant: it says nothing
+    probe = LinearProbe(c=0.5).fit(features, labels)
+    x = ((features - features.mean(0)) / features.std(0, correction=0)).nan_to_num(0, 0, 0)
+    x[:, 5] = 0
+    theirs = linear.LogisticRegression(C=0.5, tol=1e-8, max_iter=5000).fit(x.numpy(), labels.numpy())
+    weights = torch.tensor(theirs.coef_)
+    torch.testing.assert_close(probe._weight[:, :-1] - probe._weight[:, :-1].mean(0), weights - weights.mean(0),
+                               atol=1e-3, rtol=0)  # fmt: skip
+    assert probe.predict(features).tolist() == theirs.predict(x.numpy()).tolist()
+    with pytest.raises(RuntimeError, match="`fit`"):
+        LinearProbe().predict(features)
+    for wrong in (features * torch.nan, features[:0]):
+        with pytest.raises(ValueError, match="features"):
+            LinearProbe().fit(wrong, labels[: len(wrong)])
+    with pytest.raises(ValueError, match="`c`"):
+        LinearProbe(c=0.0)

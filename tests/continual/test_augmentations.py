@@ -138,3 +138,52 @@ def test_bad_images() -> None:
         SSLTransform(9, mean=(0.0,), std=(1.0,), padding=0)(torch.rand(2, 1, 8, 8))
     with pytest.raises(ValueError, match="`mode`"):
         resized_crop(torch.rand(1, 1, 4, 4), torch.tensor([[0.0, 0.0, 4.0, 4.0]]), 4, mode="cubic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [16, 80])
+def test_a_view_is_what_torchvision_makes_of_the_same_numbers(size: int) -> None:
+    """The whole chain, small and large: crop, mirror, colours in their order, grey; bytes may round once."""
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    torch.manual_seed(0)
+    images = torch.randint(256, (6, 3, size + 3, size), dtype=torch.uint8)
+    transform = SSLTransform(size, mean=(0.0,), std=(1.0,), grayscale_p=0.4, jitter_p=0.7)
+    found = transform(images, torch.Generator().manual_seed(3))
+    g = torch.Generator().manual_seed(3)
+    flip = torch.rand(6, generator=g) < 0.5
+    boxes = sample_boxes(6, size + 3, size, (0.2, 1.0), generator=g).int().tolist()
+    jittered = torch.rand(6, generator=g) < 0.7
+    factors, order = 2 * torch.rand(4, 6, generator=g) - 1, torch.randperm(4, generator=g).tolist()
+    grey = torch.rand(6, generator=g) < 0.4
+    adjust = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    for i, (top, left, height, width) in enumerate(boxes):
+        view = functional.resized_crop(images[i] / 255, top, left, height, width, [size, size], antialias=True)
+        view = view.flip(2) if flip[i] else view
+        for which in order if jittered[i] else ():
+            factor = factors[which, i].item()
+            view = functional.adjust_hue(view, 0.1 * factor) if which == 3 else adjust[which](view, 1 + 0.4 * factor)
+        view = functional.rgb_to_grayscale(view, 3) if grey[i] else view
+        error = (found[i] - view).abs()
+        # rounding to bytes moves a hue far where there is next to no colour
+        assert error.max() < (5e-5 if size <= 64 else 0.06), i
+        assert error.mean() < (1e-5 if size <= 64 else 0.004), i
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_images_of_any_number_of_channels(channels: int) -> None:
+    images = torch.randint(256, (5, channels, 20, 20), dtype=torch.uint8)
+    view = SSLTransform(12, mean=(0.5,), std=(0.5,), grayscale_p=1.0, blur_p=1.0)(images)
+    assert view.shape == (5, channels, 12, 12)
+    assert view.abs().max() <= 1 + 1e-5
+    contrast = adjust_contrast(images / 255, torch.zeros(5))
+    torch.testing.assert_close(contrast, (images / 255).mean(dim=(1, 2, 3), keepdim=True).expand_as(contrast))
+
+
+def test_levels_are_known_or_refused() -> None:
+    plain = SSLTransform(8, mean=(0.5,), std=(0.25,)).eval()
+    pixels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(plain(pixels.to(torch.uint16) * 257), plain(pixels))
+    for wrong, error in ((pixels.long(), TypeError), (pixels.float(), ValueError), (pixels - 1.0, ValueError),
+                         (torch.full((1, 3, 8, 8), torch.nan), ValueError), (pixels[0], ValueError),
+                         (pixels.permute(0, 2, 3, 1), ValueError)):  # fmt: skip
+        with pytest.raises(error):
+            plain(wrong)

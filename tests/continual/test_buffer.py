@@ -119,3 +119,40 @@ def test_two_processes_keep_what_one_keeps(tmp_path: Path) -> None:
         assert torch.equal(found["x"], single.data["x"])
         assert torch.equal(found["image"], single.data["image"])
         assert found["seen"] == single.seen == math.fsum(map(len, _stream()))
+
+
+def test_rows_are_written_in_place() -> None:
+    buffer = ReservoirBuffer(50)
+    buffer.add(images=torch.arange(60.0).view(60, 1))
+    places = buffer._store["images"].data_ptr()
+    state = buffer.state_dict()["_extra_state"]
+    kept = {name: value.clone() for name, value in state["data"].items()}
+    for start in range(60, 400, 20):
+        buffer.add(images=torch.arange(start, start + 20.0).view(20, 1))
+    assert buffer._store["images"].data_ptr() == places
+    assert torch.equal(state["data"]["images"], kept["images"])  # a checkpoint in memory is not written to
+    twin = ReservoirBuffer(50)
+    for start in range(0, 400, 20):
+        twin.add(images=torch.arange(start, start + 20.0).view(20, 1))
+    assert len(twin) == 50
+
+
+def test_it_is_the_best_keys_of_all_offers() -> None:
+    """Whatever the sizes of the batches and of the buffer, also where a batch exceeds it."""
+    for size, sizes in ((7, [3, 3, 3, 20, 1, 2, 40]), (30, [12, 50, 1]), (5, [5, 5])):
+        buffer, rows, keys, start = ReservoirBuffer(size, seed=3), [], [], 0
+        for call, count in enumerate(sizes):
+            keys += np.random.Generator(np.random.Philox(key=[3, call])).random(count).tolist()
+            rows += range(start, start + count)
+            buffer.add(number=torch.arange(start, start + count))
+            start += count
+            best = sorted(zip(keys, rows, strict=True))[:size]
+            assert buffer.data["number"].tolist() == [row for _, row in best]
+
+
+def test_rows_of_another_kind_are_refused() -> None:
+    buffer = ReservoirBuffer(4)
+    buffer.add(images=torch.zeros(2, 3))
+    for wrong in (torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="rows of the field images"):
+            buffer.add(images=wrong)

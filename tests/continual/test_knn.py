@@ -113,3 +113,32 @@ def test_python_keeps_nothing_of_a_prediction(cloud: tuple[torch.Tensor, ...]) -
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 100_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_search_is_in_single_precision_wherever_it_runs(dtype: torch.dtype) -> None:
+    """Cosines behind a ReLU lie close together: half precision would not rank them."""
+    generator = torch.Generator().manual_seed(0)
+    bank = (5 + torch.randn(400, 16, generator=generator)).to(dtype)
+    query, labels = (5 + torch.randn(50, 16, generator=generator)).to(dtype), torch.arange(400) % 7
+    exact = knn_scores(query.double(), bank.double(), labels, 7, k=9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = knn_scores(query, bank, labels, 7, k=9)
+        knn = KNNClassifier(k=9)
+        knn.update(bank, labels)
+        predicted = knn.predict(query)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact.double(), atol=1e-4, rtol=0)
+    assert torch.equal(predicted, exact.argmax(dim=1))
+
+
+def test_a_bank_that_grows_has_the_new_classes() -> None:
+    knn = KNNClassifier(k=1)
+    knn.update(torch.eye(3)[:2], torch.tensor([5, 3]))
+    assert knn.classes.tolist() == [3, 5]
+    assert knn.predict(torch.eye(3)[:1]).tolist() == [5]
+    knn.update(torch.eye(3)[2:], torch.tensor([9]))
+    assert knn.classes.tolist() == [3, 5, 9]
+    assert knn.predict(torch.eye(3)).tolist() == [5, 3, 9]
+    with pytest.raises(ValueError, match="does not fit the bank"):
+        knn.predict(torch.eye(4))

@@ -15,6 +15,7 @@ from lit_papers.continual.methods import (
     PNN,
     SI,
     ProgressiveColumns,
+    TaskData,
     mix,
     project_gradient,
 )
@@ -216,4 +217,4 @@ def test_bad_arguments() -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SI(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`buffer_size`=3"):
-        AGEM(buffer_size=3).samples_per_task(5)
+        AGEM(buffer_size=3).look_back(None, TaskData(0, 5, [0], list, lambda count: None))  # type: ignore[arg-type]

@@ -13,10 +13,33 @@ from torch import nn
 
 from lit_papers.callbacks import Forgetting
 from lit_papers.continual import SSLTransform, SupervisedContinual, UnsupervisedContinual
-from lit_papers.continual.evaluation import knn_accuracy, like, out_of_distribution_accuracy
-from lit_papers.continual.methods import AGEM, DER, GSS, LUMP, PNN, SI, Finetune, Method
+from lit_papers.continual.evaluation import (
+    few_shot_accuracy,
+    knn_accuracy,
+    knn_accuracy_seen,
+    like,
+    linear_probe_accuracy,
+    out_of_distribution_accuracy,
+)
+from lit_papers.continual.knn import KNNClassifier
+from lit_papers.continual.methods import (
+    AGEM,
+    DER,
+    ER,
+    EWC,
+    GSS,
+    LUMP,
+    PNN,
+    SI,
+    CaSSLe,
+    DERpp,
+    Finetune,
+    ICaRL,
+    LwF,
+    Method,
+)
 from lit_papers.datamodules import TaskSequence
-from tests.continual.small import stream, supervised, trainer, unsupervised
+from tests.continual.small import pair, stream, supervised, trainer, unsupervised
 
 
 def trained(module: Any, folder: Path, **options: Any) -> Any:
@@ -56,7 +79,11 @@ def test_labels_are_never_read_without_them(tmp_path: Path) -> None:
     assert same(plain, spoilt)
 
 
-@pytest.mark.parametrize("method", [Finetune, SI, PNN, DER, LUMP, AGEM, GSS], ids=lambda method: method.__name__)
+@pytest.mark.parametrize(
+    "method",
+    [Finetune, SI, PNN, DER, LUMP, AGEM, GSS, ER, DERpp, EWC, LwF, ICaRL, CaSSLe],
+    ids=lambda method: method.__name__,
+)
 @pytest.mark.parametrize("make", [unsupervised, supervised])
 def test_every_method_runs(make: Any, method: type[Method], tmp_path: Path) -> None:
     module, matrix = make(method()), Forgetting()
@@ -73,7 +100,8 @@ def test_every_method_runs(make: Any, method: type[Method], tmp_path: Path) -> N
     assert {"train/loss", "val/knn_accuracy/dataloader_idx_2"} <= logged
     if make is supervised:
         assert {"val/accuracy/dataloader_idx_0", "val/task_accuracy/dataloader_idx_0"} <= logged
-    assert ("train/penalty" in logged) == (method in (SI, DER))
+    assert ("train/penalty" in logged) == (method in (SI, DER, DERpp, EWC, LwF, CaSSLe))
+    assert "val/knn_accuracy_seen/dataloader_idx_2" in logged
     assert ("train/lambda" in logged) == (method is LUMP)
     if hasattr(module.method, "buffer"):
         assert len(module.method.buffer) == {AGEM: 73}.get(method, 146)  # all images, offered once or in each epoch
@@ -122,7 +150,7 @@ def test_knn_of_as_many_as_tasks_seen(tmp_path: Path) -> None:
 
     class Look(Callback):
         def on_validation_batch_end(self, trainer: Trainer, module: Any, *_: Any, dataloader_idx: int = 0) -> None:
-            seen.append(module._bank[1].k)
+            seen.extend(knn.k for knn in module._classifiers.values())
 
     trainer(tmp_path, [Look()]).fit(module, datamodule=stream())
     assert sorted(set(seen)) == [1, 2, 3]
@@ -139,6 +167,100 @@ class Break(Callback):
         if (trainer.current_epoch, batch_idx) == self.at:
             module.method.loss = lambda learner, step: next(learner.parameters()).sum() * torch.nan
             self.before = copy.deepcopy(module.state_dict())
+
+
+SAVED = {
+    "LUMP": lambda: unsupervised(LUMP(buffer_size=10)),
+    "PNN": lambda: unsupervised(PNN()),
+    "CaSSLe": lambda: unsupervised(CaSSLe(hidden_dim=8)),
+    "ICaRL": lambda: supervised(ICaRL(buffer_size=12)),
+    "a head built in setup": lambda: supervised(LwF(), backbone=nn.Sequential(nn.Flatten(), nn.Linear(64, 9))),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_trained_network_loads_without_a_trainer(name: str, tmp_path: Path) -> None:
+    module = SAVED[name]()
+    run = trainer(tmp_path)
+    run.fit(module, datamodule=stream(epochs_per_task=1))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    parts = SAVED[name]()
+    arguments: dict[str, Any] = {"method": parts.method, "backbone": parts.backbone, "transform": parts.transform}
+    if isinstance(module, SupervisedContinual):
+        arguments["num_classes"] = 6
+    else:
+        arguments["projection_dim"] = 8
+    loaded = type(module).load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True, **arguments)
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    for task in (0, None):
+        assert torch.equal(loaded.features(images, task), module.features(images, task))
+    assert (loaded.tasks.task, loaded.tasks.running) == (2, False)
+    results = [trainer(tmp_path).validate(net, datamodule=stream(), verbose=False) for net in (module, loaded)]
+    assert results[0] == results[1]
+
+
+def test_a_second_fit_is_not_inert(tmp_path: Path) -> None:
+    """The same stream once more: tasks begin again, on top of what the method knows."""
+    si = trained(unsupervised(SI(strength=0.5)), tmp_path, data=stream(epochs_per_task=1))
+    before = {name: value.clone() for name, value in si.method.importance.items()}
+    trained(si, tmp_path, data=stream(epochs_per_task=1))
+    assert any(not torch.equal(value, before[name]) for name, value in si.method.importance.items())
+    agem = trained(supervised(AGEM(buffer_size=30)), tmp_path, data=stream(epochs_per_task=1))
+    assert agem.method.buffer.seen == 30
+    trained(agem, tmp_path, data=stream(epochs_per_task=1))
+    assert agem.method.buffer.seen == 60
+
+
+def test_one_fit_for_each_task_is_one_fit_for_all(tmp_path: Path) -> None:
+    """Of plain SGD, whose state a new fit would lose; keys of random numbers count epochs of a fit, hence no views."""
+
+    class Plain(nn.Module):
+        def forward(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+            return images / 255
+
+    def make() -> Any:
+        return supervised(EWC(images=8), transform=Plain(), momentum=0.0)
+
+    options: dict[str, Any] = {"epochs_per_task": 1, "batch_size": 40}  # a batch is a task: its order does not matter
+    whole = trained(make(), tmp_path, data=stream(**options))
+    module, data = make(), stream(fit_per_task=True, **options)
+    heard: list[str] = []
+    module.tasks.listen(lambda task: heard.append(f"begin {task}"), lambda task: heard.append(f"end {task}"))
+    for _ in range(3):
+        trainer(tmp_path).fit(module, datamodule=data)
+    assert heard == ["begin 0", "end 0", "begin 1", "end 1", "begin 2", "end 2"]
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(module)[name], value, rtol=1e-4, atol=1e-5)
+    for name, value in whole.method.fisher.items():
+        torch.testing.assert_close(module.method.fisher[name], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [unsupervised, supervised])
+def test_accuracy_over_all_classes_seen(make: Any, tmp_path: Path) -> None:
+    """What is logged, a function and the classifier by hand agree; the probe is scikit-learn's, within a point."""
+    linear = pytest.importorskip("sklearn.linear_model")
+    module, data = make(), stream(test_per_task=None)
+    run = trainer(tmp_path)
+    run.fit(module, datamodule=data)
+    (train, test) = pair()
+    knn = KNNClassifier(k=5)
+    knn.update(module.features(train.tensors[0]), train.tensors[1])
+    truth = test.tensors[1]
+    found = (knn.predict(module.features(test.tensors[0])) == truth).float()
+    for task in range(3):
+        mine = torch.isin(truth, torch.tensor(data.classes(task)))
+        logged = run.callback_metrics[f"val/knn_accuracy_seen/dataloader_idx_{task}"]
+        assert logged.item() == pytest.approx(found[mine].mean().item())
+    assert knn_accuracy_seen(module, data) == pytest.approx(found.mean().item())
+    x = module.features(train.tensors[0]).double()
+    x = ((x - x.mean(0)) / x.std(0, correction=0).clamp_min(1e-9)).numpy()
+    theirs = linear.LogisticRegression(max_iter=1000).fit(x, truth.numpy()).score(x, truth.numpy())
+    assert linear_probe_accuracy(module, data) == pytest.approx(theirs, abs=0.01)
+    few = few_shot_accuracy(module, data, shots=3, trials=8)
+    assert 0 < few.accuracy <= 1
+    assert 0 <= few.error < 0.1
+    with pytest.raises(ValueError, match="`shots`=10"):
+        few_shot_accuracy(module, data, shots=10)
 
 
 @pytest.mark.parametrize("method", [SI, DER])

@@ -7,10 +7,25 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import Dataset, TensorDataset
 
 from lit_papers.callbacks import Forgetting
-from lit_papers.continual.methods import AGEM, DER, GSS, LUMP, PNN, SI, Finetune
-from tests.continual.small import stream, supervised, trainer, unsupervised
+from lit_papers.continual.methods import (
+    AGEM,
+    DER,
+    ER,
+    EWC,
+    GSS,
+    LUMP,
+    PNN,
+    SI,
+    CaSSLe,
+    DERpp,
+    Finetune,
+    ICaRL,
+    LwF,
+)
+from tests.continual.small import pair, stream, supervised, trainer, unsupervised
 
 pytestmark = pytest.mark.filterwarnings("ignore:a checkpoint of `every_n_train_steps`")
 
@@ -34,7 +49,35 @@ LEARNERS = {
     "GSS": lambda: supervised(GSS(buffer_size=9)),
     "supervised DER": lambda: supervised(DER(buffer_size=10)),
     "Finetune": lambda: supervised(Finetune()),
+    "ER": lambda: supervised(ER(buffer_size=10)),
+    "DERpp": lambda: supervised(DERpp(buffer_size=10)),
+    "EWC": lambda: supervised(EWC(images=6)),
+    "LwF": lambda: supervised(LwF()),
+    "ICaRL": lambda: supervised(ICaRL(buffer_size=12)),
+    "CaSSLe": lambda: unsupervised(CaSSLe(hidden_dim=8)),
+    "lazy LUMP": lambda: unsupervised(LUMP(buffer_size=10)),
 }
+
+
+class Lazy(Dataset[Any]):
+    """Samples that are made when they are asked for, with noise of their own."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.data[index]
+        return {"image": image ^ torch.randint(4, image.shape, dtype=torch.uint8), "label": int(label)}
+
+
+def data_of(name: str) -> Any:
+    if not name.startswith("lazy"):
+        return stream()
+    train, test = pair()
+    return stream(dataset=(Lazy(train), Lazy(test)))
 
 
 def matrix_of(callback: Forgetting) -> torch.Tensor:
@@ -49,7 +92,7 @@ def test_from_every_step_but_an_epochs_last(name: str, tmp_path: Path) -> None:
         ModelCheckpoint(tmp_path / "steps", filename="{epoch}-{step}", save_top_k=-1, every_n_train_steps=1),
         ModelCheckpoint(tmp_path / "ends", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
     ]
-    trainer(tmp_path, [matrix, diary, *savers]).fit(whole, datamodule=stream())
+    trainer(tmp_path, [matrix, diary, *savers]).fit(whole, datamodule=data_of(name))
     lengths = [1 + max(batch for e, batch in diary.steps if e == epoch) for epoch in range(6)]
     assert lengths == [4, 4, 4, 4, 5, 5]
     ends = torch.tensor(lengths).cumsum(0).tolist()
@@ -66,7 +109,9 @@ def test_from_every_step_but_an_epochs_last(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             for weight in again.parameters():
                 weight.zero_()  # what is not restored shows
-        trainer(tmp_path, [resumed_matrix, resumed]).fit(again, datamodule=stream(), ckpt_path=path, weights_only=True)
+        trainer(tmp_path, [resumed_matrix, resumed]).fit(
+            again, datamodule=data_of(name), ckpt_path=path, weights_only=True
+        )
         for key, value in whole.state_dict().items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(again.state_dict()[key], value), (path.name, key)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import TensorDataset
 
 from lit_papers.datamodules import Digits, MissingDataError, TaskSequence
+from lit_papers.datamodules.task_images import TensorImages
 from lit_papers.datamodules.task_stream import TaskImages, TrainingBatches
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the last batch of each epoch")
@@ -32,6 +33,11 @@ def stream(**options: Any) -> TaskSequence:
 
 def numbers(batches: Any) -> list[int]:
     return [int(image[0, 0, 0]) for images, _ in batches for image in images]
+
+
+def counted(samples: int) -> TaskImages:
+    source = TensorImages(TensorDataset(torch.zeros(samples, 1, 2, 2, dtype=torch.uint8), torch.arange(samples)))
+    return TaskImages(source, torch.arange(samples))
 
 
 def test_classes_come_in_groups() -> None:
@@ -82,17 +88,48 @@ def test_one_of_our_data_modules_is_taken_with_its_splits() -> None:
     assert data.memory_dataloader(0).data.images.dtype == torch.uint8
 
 
-def test_floats_become_bytes() -> None:
-    images = torch.rand(8, 3, 4, 4)
-    made = TensorDataset(images, torch.arange(8) % 2)
-    data = TaskSequence((made, made), num_tasks=1)
+def test_groups_of_any_sizes_in_any_order() -> None:
+    assert [stream(num_tasks=None, classes_per_task=[3, 1]).classes(task) for task in (0, 1)] == [[0, 1, 2], [3]]
+    data = stream(num_tasks=None, class_groups=[[3], [0, 2]])  # class 1 is left out
+    assert (data.num_tasks, data.classes(1), data.num_classes) == (2, [0, 2], 3)
+    assert numbers(data.memory_dataloader(1)) == [*range(6), *range(13, 21)]
+    both = stream(num_tasks=2, classes_per_task=[1, 3], class_order=[2, 0, 1, 3])
+    assert both.classes(1) == [0, 1, 3]
+
+
+def test_domains_of_one_data_set() -> None:
+    data = stream(num_tasks=3, domain_transform=lambda images, task: images + 50 * task)
+    assert [data.classes(task) for task in range(3)] == 3 * [[0, 1, 2, 3]]
+    assert [numbers(data.memory_dataloader(task))[:2] for task in range(3)] == [[0, 1], [50, 51], [100, 101]]
+    assert data.memory_dataloader(2).data.labels.tolist()[:7] == [0] * 6 + [1]
+
+
+def test_data_sets_with_classes_of_their_own() -> None:
+    data = TaskSequence([pair({0: 3, 1: 3}), pair({0: 4, 2: 4})], separate_classes=True)
     data.setup()
-    stored = data.memory_dataloader(0).data.images
-    assert torch.equal(stored, (images * 255).round().to(torch.uint8))
+    assert (data.num_tasks, data.classes(0), data.classes(1)) == (2, [0, 1], [2, 4])
+    assert data.memory_dataloader(1).data.labels.tolist() == [2] * 4 + [4] * 4
+
+
+def test_blurred_boundaries_give_a_share_away() -> None:
+    clear = stream(dataset=pair(dict.fromkeys(range(6), 20)), num_tasks=3)
+    data = stream(dataset=pair(dict.fromkeys(range(6), 20)), num_tasks=3, blurry=0.2)
+    own = []
+    for task, images in enumerate(data._train):
+        labels = images.labels
+        own.append(sum(label in data.classes(task) for label in labels.tolist()))
+        for other in set(range(3)) - {task}:
+            assert sum(label in data.classes(other) for label in labels.tolist()) == 4  # 2 of 20 of each class
+        assert numbers(data.memory_dataloader(task)) == numbers(clear.memory_dataloader(task))
+    assert own == [32, 32, 32]
+    everything = torch.cat([images.rows for images in data._train])
+    assert sorted(everything.tolist()) == list(range(120))
+    again = stream(dataset=pair(dict.fromkeys(range(6), 20)), num_tasks=3, blurry=0.2)
+    assert all(torch.equal(a.rows, b.rows) for a, b in zip(data._train, again._train, strict=True))
 
 
 def test_an_epoch_has_each_image_once_in_an_order_of_its_own() -> None:
-    data = TaskImages(torch.zeros(22, 1), torch.arange(22))
+    data = counted(22)
     epochs = [[y.tolist() for _, y in TrainingBatches(data, 4, seed=1, epoch=epoch)] for epoch in (0, 0, 1)]
     assert epochs[0] == epochs[1] != epochs[2]
     assert sorted(number for batch in epochs[0] for number in batch) == list(range(22))
@@ -101,7 +138,7 @@ def test_an_epoch_has_each_image_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize("samples", [24, 27, 22])
 def test_ranks_together_are_one_process(samples: int) -> None:
-    data = TaskImages(torch.zeros(samples, 1), torch.arange(samples))
+    data = counted(samples)
     single = [y for _, y in TrainingBatches(data, 8, seed=1, epoch=2)]
     ranks = [list(TrainingBatches(data, 4, seed=1, epoch=2, rank=rank, processes=2)) for rank in range(2)]
     together = [torch.cat([first[1], second[1]]) for first, second in zip(*ranks, strict=True)]
@@ -110,7 +147,7 @@ def test_ranks_together_are_one_process(samples: int) -> None:
 
 
 def test_it_goes_on_where_it_was() -> None:
-    data = TaskImages(torch.zeros(22, 1), torch.arange(22))
+    data = counted(22)
     whole = TrainingBatches(data, 4, seed=1, epoch=0)
     batches, states = [], []
     for _, labels in whole:
@@ -181,6 +218,28 @@ def test_one_fit_runs_the_whole_stream(max_epochs: int, tmp_path: Path) -> None:
     assert max(epoch for epoch, _ in module.seen) == 3
 
 
+def test_a_fit_for_each_task(tmp_path: Path) -> None:
+    """By trainers of their own, and by one trainer again and again; another task by name."""
+    data, module = stream(epochs_per_task=2, fit_per_task=True), Recorder()
+    for _ in range(2):
+        trainer(tmp_path, max_epochs=-1).fit(module, datamodule=data)
+    assert [epoch for epoch, _ in module.seen] == [0] * 3 + [1] * 3 + [0] * 4 + [1] * 4
+    assert all(set(labels) <= {0, 1} for _, labels in module.seen[:6])
+    assert all(set(labels) <= {2, 3} for _, labels in module.seen[6:])
+    with pytest.raises(ValueError, match="`begin_task`"):
+        trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
+    data.begin_task(1)
+    module.seen.clear()
+    one = trainer(tmp_path, max_epochs=1)
+    one.fit(module, datamodule=data)
+    data.begin_task(0)
+    one.fit_loop.max_epochs = 2
+    one.fit(module, datamodule=data)
+    assert [min(labels) < 2 for _, labels in module.seen] == 4 * [False] + 3 * [True]
+    with pytest.raises(ValueError, match="`fit_per_task=True`"):
+        stream().begin_task(0)
+
+
 def test_multitask_mixes_the_tasks(tmp_path: Path) -> None:
     module = Recorder()
     trainer(tmp_path, max_epochs=-1).fit(module, datamodule=stream(multitask=True, batch_size=30))
@@ -204,6 +263,15 @@ def test_what_is_cut_is_told(tmp_path: Path) -> None:
         ({"train_per_task": 8}, "`train_per_task`=8 leaves task 1 without images of class 3"),
         ({"test_per_task": 6}, "`test_per_task`=6 leaves task 0 without images of class 1"),
         ({"class_order": [0, 1, 2]}, "`class_order`"),
+        ({"num_tasks": None, "classes_per_task": [3, 2]}, "`classes_per_task`=.* sum to the 4"),
+        ({"classes_per_task": [1, 1, 2]}, "`num_tasks`=2, but `classes_per_task` lists 3"),
+        ({"class_groups": [[0, 1], [1]]}, "`class_groups`.*twice"),
+        ({"class_groups": [[0], [9]]}, r"`class_groups`.*\[9\] are not among"),
+        ({"class_groups": [[0], [1]], "class_order": [0, 1, 2, 3]}, "`class_groups` says it all"),
+        ({"class_order": [0, 1, 2, 3], "domain_transform": lambda images, task: images}, "`class_order`.* domains"),
+        ({"separate_classes": True}, "`separate_classes`"),
+        ({"blurry": 1.0}, "`blurry`"),
+        ({"multitask": True, "fit_per_task": True}, "`fit_per_task`"),
         ({"class_order": [0, 1, 2, 2]}, "`class_order`"),
         ({"dataset": (pair({0: 3, 1: 3})[0], pair({0: 3, 1: 3, 2: 3, 3: 3})[1])}, r"task 1 .* no training images"),
         ({"dataset": (pair({0: 3, 1: 3, 2: 3, 3: 3})[0], pair({0: 3, 1: 3})[1])}, r"task 1 .* no validation images"),

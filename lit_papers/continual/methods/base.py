@@ -1,6 +1,7 @@
 """What a continual-learning method is: a loss of its own, and something to do around steps and tasks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,10 +28,33 @@ class Step:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TaskData:
+    """The training images of a task, for a look back when it is over.
+
+    Attributes:
+        number: of the task, from 0.
+        num_tasks: of the stream.
+        classes: of the task.
+        batches: reads all images in a fixed order, as raw images and labels, on every process.
+        sample: this process' share of so many images at random, and their labels; of all, if there are fewer.
+    """
+
+    number: int
+    num_tasks: int
+    classes: list[int]
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    sample: Callable[[int], tuple[Tensor, Tensor]]
+
+
 class Learner(Protocol):
     """What a method sees of the LightningModule that it works for."""
 
     backbone: nn.Module
+    head: nn.Module
+
+    def features(self, images: Tensor, task: int | None = None) -> Tensor:
+        """Features ``(N, D)`` of raw images, as they are evaluated."""
 
     def views(self, images: Tensor, step: Step, purpose: str = "") -> tuple[Tensor, ...]:
         """Augmented views: two without labels, one with."""
@@ -66,6 +90,9 @@ class Method(nn.Module):
         """The network to train, built once before training; ``example`` is a batch of its input."""
         return backbone
 
+    def connect(self, learner: Learner) -> None:
+        """Called once, when backbone and head are built: make parameters of your own."""
+
     def begin_task(self, net: nn.Module, task: int) -> None:
         """Called before the first step of each task."""
 
@@ -87,12 +114,15 @@ class Method(nn.Module):
     def end_task(self, net: nn.Module, task: int) -> None:
         """Called after the last step of each task."""
 
-    def samples_per_task(self, num_tasks: int) -> int:
-        """How many random images of a finished task `keep` wants."""
-        return 0
+    def look_back(self, learner: Learner, task: TaskData) -> None:
+        """Called after `end_task`: learn from the images of the finished task what must be kept of them."""
 
-    def keep(self, images: Tensor, labels: Tensor) -> None:
-        """Take in this process' share of a finished task's images."""
+    def before_evaluation(self, learner: Learner, task: TaskData) -> None:
+        """Called before each validation and test; ``task`` runs, or ended last."""
+
+    def scores(self, features: Tensor, logits: Tensor) -> Tensor:
+        """How much features ``(N, D)`` and logits ``(N, C)`` speak for each class, ``(N, C)``."""
+        return logits
 
 
 class Finetune(Method):
@@ -104,3 +134,16 @@ def plain_loss(learner: Learner, step: Step) -> Tensor:
     outputs = tuple(learner.outputs(view) for view in learner.views(step.images, step))
     step.outputs = outputs[0].detach()
     return learner.task_loss(outputs, step.labels)
+
+
+@contextmanager
+def evaluating(learner: Learner | nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule's own mode afterwards."""
+    assert isinstance(learner, nn.Module)  # noqa: S101
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

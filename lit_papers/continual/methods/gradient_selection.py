@@ -1,14 +1,13 @@
 """GSS: a memory whose gradients differ (Aljundi et al. 2019, the greedy variant)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from lit_papers.continual.methods.base import Learner, Method, Step
+from lit_papers.continual.methods.base import Learner, Method, Step, evaluating
 
 _COMPARED = 10  # images of memory that a candidate is compared with
 _FIRST_SCORE = 0.1  # of a candidate when there is nothing to compare it with, as in Aljundi et al.'s code
@@ -130,7 +129,7 @@ class GSS(Method):
 
 def _similarity(learner: Learner, images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor) -> Tensor:
     """Largest cosine of each image's gradient with those of the others, ``(N,)``."""
-    with _evaluating(learner):
+    with evaluating(learner):
         reference = torch.cat(list(_gradients(learner, others, other_labels)))  # (R, P)
         parts = [gradients @ reference.T for gradients in _gradients(learner, images, labels)]
     return torch.cat(parts).amax(dim=1)
@@ -151,15 +150,3 @@ def _gradients(learner: Learner, images: Tensor, labels: Tensor) -> Iterator[Ten
     for start in range(0, len(views), at_once):
         found = each(weights, views[start : start + at_once], labels[start : start + at_once])
         yield nn.functional.normalize(torch.cat([g.flatten(1) for g in found.values()], dim=1))
-
-
-@contextmanager
-def _evaluating(learner: Learner) -> Iterator[None]:
-    assert isinstance(learner, nn.Module)  # noqa: S101
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

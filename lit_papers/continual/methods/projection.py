@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_papers.continual.buffer import ReservoirBuffer
-from lit_papers.continual.methods.base import Learner, Method, Step, plain_loss
+from lit_papers.continual.methods.base import Learner, Method, Step, TaskData, plain_loss
 
 
 def project_gradient(grad: Tensor, reference: Tensor) -> Tensor:
@@ -84,16 +84,13 @@ class AGEM(Method):
             gradient.copy_(projected[start : start + gradient.numel()].view_as(gradient))
             start += gradient.numel()
 
-    def samples_per_task(self, num_tasks: int) -> int:
-        """An equal share of the memory.
+    def look_back(self, learner: Learner, task: TaskData) -> None:
+        """Take an equal share of the memory in.
 
         Raises:
             ValueError: it has fewer images than there are tasks.
         """
-        if self.buffer.size < num_tasks:
-            raise ValueError(f"`buffer_size`={self.buffer.size} leaves no image for each of {num_tasks} tasks")
-        return self.buffer.size // num_tasks
-
-    def keep(self, images: Tensor, labels: Tensor) -> None:
-        """Take in images of a finished task."""
+        if self.buffer.size < task.num_tasks:
+            raise ValueError(f"`buffer_size`={self.buffer.size} leaves no image for each of {task.num_tasks} tasks")
+        images, labels = task.sample(self.buffer.size // task.num_tasks)
         self.buffer.add(images=images, labels=labels)
