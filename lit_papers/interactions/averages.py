@@ -33,17 +33,17 @@ class Averages(NamedTuple):
     unseen: Tensor
 
 
-def average(differences: Tensor, plan: Plan, pairs: int, orders: int, rounding: float) -> Averages:
+def average(values: Tensor, plan: Plan, pairs: int, orders: int, rounding: float) -> Averages:
     """Average the differences at the contexts of a plan.
 
     Contexts of one permutation depend on each other, so errors are those of sums over permutations (cluster-robust).
     Contexts that agree prove nothing about those that were not drawn: such a pair takes the mean variance of the other
     pairs at its order. Where all pairs agree, what was missed is rarer than 1 - 0.05^(1/K), and no larger than the
-    largest difference of this sample at any order. Of a whole order, G groups of N differences see rare events better
+    largest difference of this sample at any order (if all are rounding, than the range of its values). Of a whole order, G groups of N differences see rare events better
     than G independent differences would, and worse than N: they are counted as sqrt(G N).
 
     Args:
-        differences: of each entry, float64, ``(E,)``.
+        values: of the four coalitions of each entry, S, S+i, S+j and S+ij, float64, ``(4, E)``.
         plan: whose entries they are.
         pairs: P.
         orders: M.
@@ -52,6 +52,8 @@ def average(differences: Tensor, plan: Plan, pairs: int, orders: int, rounding: 
     Returns:
         Averages.
     """
+    neither, first, second, both = values
+    differences = both - first - second + neither
     cell = plan.pair * orders + plan.order
     cells = pairs * orders
     count = torch.bincount(cell, minlength=cells)
@@ -79,6 +81,10 @@ def average(differences: Tensor, plan: Plan, pairs: int, orders: int, rounding: 
     squares = _sums(_sums(share, place, len(which)).square(), which // clusters, orders)
     order_error = (squares * groups / (groups - 1)).sqrt() * _student_95(groups - 1) / NORMAL_95
     largest = differences.abs().max()
+    if largest <= rounding:
+        largest = values.max() - values.min()
+    if largest == 0:  # the network did not move at all: nothing tells what a difference could be
+        largest = torch.full_like(largest, torch.nan)
     unseen = largest * _rarest((groups * torch.bincount(plan.order, minlength=orders)).sqrt())
     exhausted = complete.view(pairs, orders).all(0)
     order_error[exhausted] = unseen[exhausted] = 0.0

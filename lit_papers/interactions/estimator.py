@@ -28,7 +28,7 @@ from lit_papers.interactions.rounding import Rounding
 Method = Literal["auto", "exact", "sampled", "paper"]
 _LARGEST_EXACT = 24
 _FORWARDS = 4  # for a context on its own
-_PROBES = 12  # masked inputs of a sample that are computed in double precision, or compared with a partial file
+_PROBES = 12  # masked inputs of a sample that are computed in another precision, or compared with a partial file
 _FEWEST_CONTEXTS = 5  # with fewer, errors could not be told
 _COUNTED = 4  # samples whose plans are counted while a budget is sought
 
@@ -118,6 +118,7 @@ class MultiOrderInteraction:
         self.max_forwards = None if max_forwards is None else whole_number("max_forwards", max_forwards, least=1)
         self.seconds = seconds
         self.progress = progress
+        self._warned = False
         self._may_sample = method != "exact"
         self.method: Method = method
         if method == "auto":
@@ -135,7 +136,7 @@ class MultiOrderInteraction:
     def estimate_forwards(self, n_samples: int = 1, ids: Sequence[int] | Tensor | None = None) -> int:
         """How many masked inputs a call needs: what it will use, counted from its plan without the network.
 
-        Not counted are a dozen inputs of each sample in double precision, which tell what rounding does.
+        Not counted are a dozen inputs of each sample in another precision, which tell what rounding does.
 
         Args:
             n_samples: B.
@@ -192,7 +193,6 @@ class MultiOrderInteraction:
             )
         _warn_of_bfloat16(self.model)
         with _evaluating(self.model, inputs.device_of(x)):
-            self._warn_of_probabilities(x, y)
             plan = self if self.seconds is None else self._within_seconds(x, y, names)
             return plan._explain_all(x, y, names, partial)
 
@@ -229,8 +229,7 @@ class MultiOrderInteraction:
             )  # fmt: skip
         pairs, plan, coalitions, place = self._plan(name)
         values, error = self._measure(x, y, name, coalitions.masks, len(coalitions), rounding)
-        neither, first, second, both = values[place]  # (E,) each
-        found = average(both - first - second + neither, plan, len(pairs), len(self.orders), error)
+        found = average(values[place], plan, len(pairs), len(self.orders), error)
         return InteractionResult(
             found.interactions[None], found.cross_fitted[None], found.error[None], found.order_error[None],
             found.unseen[None], torch.tensor([error]).double(), found.contexts[None], pairs[None], self.orders, n, len(coalitions),
@@ -273,17 +272,20 @@ class MultiOrderInteraction:
             outputs = self._outputs(self.model, self._masked(x, keep))
             if not torch.isfinite(outputs).all():
                 raise ValueError(f"the model's output for sample {name} is NaN or infinite under some mask")
+            if self.value_fn is None and not start and look_like_probabilities(outputs):
+                self._warn_of_probabilities()
             if outputs.is_floating_point():
                 rounded = max(rounded, torch.finfo(outputs.dtype).eps * outputs.abs().max().item())
             values.append(self._value(outputs, y, len(keep)))
         found = torch.cat(values).cpu()
         probes = torch.linspace(0, number - 1, min(number, _PROBES)).long().tolist()
         keep = torch.cat([masks(probe, probe + 1) for probe in probes])
-        return found, rounding.measure(rounded, found[probes], lambda network: self._respond(network, x, y, keep).cpu())
 
-    def _respond(self, network: Any, x: Any, y: Tensor, keep: Tensor) -> Tensor:
-        """Values of a network in double precision."""
-        return self._value(self._outputs(network, inputs.in_double(self._masked(x, keep))), y, len(keep))
+        def respond(network: Any, dtype: torch.dtype) -> Tensor:
+            outputs = self._outputs(network, inputs.in_precision(self._masked(x, keep), dtype))
+            return self._value(outputs, y, len(keep)).cpu()
+
+        return found, rounding.measure(rounded, found[probes], respond)
 
     def _masked(self, x: Any, keep: Tensor) -> Any:
         return self.players(x, keep.to(inputs.device_of(x)), self.baseline)
@@ -308,15 +310,14 @@ class MultiOrderInteraction:
         share = torch.linspace(-0.1, 1.1, rows)[:, None]
         return torch.rand(rows, self.players.n_players, generator=generator) < share
 
-    def _warn_of_probabilities(self, x: Any, y: Tensor) -> None:
-        if self.value_fn is None:
-            outputs = self._outputs(self.model, self._masked(inputs.take(x, 0), self._random_masks(2)))
-            if look_like_probabilities(outputs):
-                warnings.warn(
-                    "the model's outputs look like probabilities, of which log-odds make no sense: let it return logits, "
-                    "or pass `value_fn`",
-                    stacklevel=3,
-                )
+    def _warn_of_probabilities(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the model's outputs look like probabilities, of which log-odds make no sense: let it return logits, or "
+                "pass `value_fn`",
+                stacklevel=6,
+            )
 
     def _within_seconds(self, x: Any, y: Tensor, names: list[int]) -> "MultiOrderInteraction":
         """This call, or one with fewer contexts and pairs that takes no longer than allowed."""
@@ -370,7 +371,7 @@ class MultiOrderInteraction:
             begin = time.perf_counter()
             self._respond_once(x, y, rows)
             taken = time.perf_counter() - begin
-            if taken > self.seconds / 100 or rows >= self.batch_size:
+            if taken > self.seconds / 20 or rows >= self.batch_size:
                 return rows / taken
             rows = min(2 * rows, self.batch_size)
 
@@ -464,7 +465,7 @@ def _checked_pairs(pairs: Any, n: int) -> int | Tensor:
         if pairs != "all":
             raise ValueError(f"`pairs` must be a number, 'all' or pairs (P, 2), got {pairs!r}")
         return torch.combinations(torch.arange(n))
-    if isinstance(pairs, Tensor) and pairs.ndim or isinstance(pairs, Sequence):
+    if (isinstance(pairs, Tensor) and pairs.ndim) or isinstance(pairs, Sequence):
         try:
             found = torch.as_tensor(pairs)
         except (TypeError, ValueError):

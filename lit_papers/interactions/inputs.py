@@ -47,14 +47,14 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
-def in_double(x: Any) -> Any:
-    """Inputs of a network with floats in double precision."""
+def in_precision(x: Any, dtype: torch.dtype) -> Any:
+    """Inputs of a network with their floats in another type."""
     if isinstance(x, Tensor):
-        return x.double() if x.is_floating_point() else x
+        return x.to(dtype) if x.is_floating_point() else x
     if isinstance(x, Mapping):
-        return {key: in_double(part) for key, part in x.items()}
+        return {key: in_precision(part, dtype) for key, part in x.items()}
     if isinstance(x, tuple):
-        return tuple(in_double(part) for part in x)
+        return tuple(in_precision(part, dtype) for part in x)
     return x
 
 

@@ -88,10 +88,10 @@ def strength_curve(rows: Magnitudes) -> StrengthCurve:
     samples = len(rows.upper)
     estimate, lower, upper = _estimate(rows.upper.nansum(0), rows.lower.sum(0), rows.count.sum(0))
     weight = rows.count / rows.count.sum(0)  # (B, M)
-    noise = NORMAL_95 * (weight * rows.error).square().sum(0).sqrt()
+    noise = NORMAL_95 * _quadratic_mean(weight, rows.error)
     rounding = (weight * rows.rounding).sum(0)
     low = (lower - noise - ROUNDING_WIDTH * rounding).nan_to_num(0.0).clamp(min=0)
-    unseen = (weight * rows.unseen).square().sum(0).sqrt()
+    unseen = _quadratic_mean(weight, rows.unseen)
     high = upper + noise + unseen + ROUNDING_WIDTH * rounding
     unknown = torch.full_like(estimate, torch.nan)
     known = low > 0
@@ -113,8 +113,14 @@ def strength_curve(rows: Magnitudes) -> StrengthCurve:
         relative_strength=torch.where(known | nothing, relative, unknown),
         relative_band=orders * torch.stack([low / (low + others_high), high / (high + others_low)]),
         relative_error=torch.where(known, relative_error, unknown),
-        noise_floor=(2 / torch.pi) ** 0.5 * ((weight * rows.noise).sum(0).square() + rounding.square()).sqrt(),
+        noise_floor=(2 / torch.pi) ** 0.5 * ((weight * rows.noise).nansum(0).square() + rounding.square()).sqrt(),
     )
+
+
+def _quadratic_mean(weight: Tensor, errors: Tensor) -> Tensor:
+    """Error of a weighted mean of independent samples; NaN where no sample has one."""
+    found = (weight * errors).square().nansum(0).sqrt()
+    return torch.where(errors.isnan().all(0), torch.nan, found)
 
 
 def _estimate(upper: Tensor, lower: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ class PatchGrid(Players):
     """
 
     def __init__(self, grid: int | tuple[int, int], radius: int | None = 2) -> None:
-        sides = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        sides = tuple(grid) if isinstance(grid, Sequence) else (grid, grid)
         if len(sides) != 2:
             raise ValueError(f"`grid` must be one number or (rows, columns), got {grid!r}")
         self.rows, self.columns = (whole_number("grid", side, least=0) for side in sides)
