@@ -39,8 +39,9 @@ def average(values: Tensor, plan: Plan, pairs: int, orders: int, rounding: float
     Contexts of one permutation depend on each other, so errors are those of sums over permutations (cluster-robust).
     Contexts that agree prove nothing about those that were not drawn: such a pair takes the mean variance of the other
     pairs at its order. Where all pairs agree, what was missed is rarer than 1 - 0.05^(1/K), and no larger than the
-    largest difference of this sample at any order (if all are rounding, than the range of its values). Of a whole order, G groups of N differences see rare events better
-    than G independent differences would, and worse than N: they are counted as sqrt(G N).
+    largest difference of this sample at any order (if all are rounding, than the range of its values). Of a whole
+    order, G groups of N differences see rare events better than G independent differences would, and worse than N:
+    they are counted as sqrt(G N).
 
     Args:
         values: of the four coalitions of each entry, S, S+i, S+j and S+ij, float64, ``(4, E)``.
@@ -96,7 +97,12 @@ def average(values: Tensor, plan: Plan, pairs: int, orders: int, rounding: float
         nothing_seen = largest * _rarest(number.view(pairs, orders)) / NORMAL_95
         error = torch.where(agree, torch.where(agree.all(0), nothing_seen, typical), error)
     return Averages(
-        mean.view(pairs, orders), cross_fitted.view(pairs, orders), error, count.view(pairs, orders), order_error, unseen
+        mean.view(pairs, orders),
+        cross_fitted.view(pairs, orders),
+        error,
+        count.view(pairs, orders),
+        order_error,
+        unseen,
     )
 
 

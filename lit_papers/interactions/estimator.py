@@ -16,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from torch import Tensor, nn
 
 from lit_papers.interactions import inputs, sampling
-from lit_papers.interactions.averages import average
+from lit_papers.interactions.averages import Averages, average
 from lit_papers.interactions.checks import whole_number
 from lit_papers.interactions.functional import PAPER_RATIOS, exact_interactions, log_odds, orders_from_ratios
 from lit_papers.interactions.outputs import Call, ValueFunction, call_network, look_like_probabilities, two_logits
@@ -223,17 +223,27 @@ class MultiOrderInteraction:
             everything = exact_interactions(values)[pairs[:, 0], pairs[:, 1]][:, self.orders]  # (P, M)
             contexts = torch.tensor([math.comb(n - 2, order) for order in self.orders]).expand(len(pairs), -1)
             nothing = torch.zeros_like(everything)
-            return InteractionResult(
-                everything[None], everything.abs()[None], nothing[None], nothing[:1], nothing[:1], torch.tensor([error]).double(),
-                contexts[None], pairs[None], self.orders, n, 2**n,
-            )  # fmt: skip
+            found = Averages(everything, everything.abs(), nothing, contexts, nothing[0], nothing[0])
+            return self._result(found, pairs, error, 2**n)
         pairs, plan, coalitions, place = self._plan(name)
         values, error = self._measure(x, y, name, coalitions.masks, len(coalitions), rounding)
         found = average(values[place], plan, len(pairs), len(self.orders), error)
+        return self._result(found, pairs, error, len(coalitions))
+
+    def _result(self, found: Averages, pairs: Tensor, rounding: float, forwards: int) -> InteractionResult:
         return InteractionResult(
-            found.interactions[None], found.cross_fitted[None], found.error[None], found.order_error[None],
-            found.unseen[None], torch.tensor([error]).double(), found.contexts[None], pairs[None], self.orders, n, len(coalitions),
-        )  # fmt: skip
+            interactions=found.interactions[None],
+            cross_fitted=found.cross_fitted[None],
+            se=found.error[None],
+            order_error=found.order_error[None],
+            unseen=found.unseen[None],
+            rounding=torch.tensor([rounding], dtype=torch.float64),
+            n_contexts=found.contexts[None],
+            pairs=pairs[None],
+            orders=self.orders,
+            n_players=self.players.n_players,
+            n_forwards=forwards,
+        )
 
     def _plan(self, name: int) -> tuple[Tensor, sampling.Plan, sampling.Coalitions, Tensor]:
         """Pairs, contexts, coalitions, and where each context finds its four: all that a sample's name decides."""
@@ -295,7 +305,9 @@ class MultiOrderInteraction:
 
     def _value(self, outputs: Tensor, y: Tensor, rows: int) -> Tensor:
         if not outputs.ndim or len(outputs) != rows:
-            raise ValueError(f"the model's output has shape {tuple(outputs.shape)}, but must have a row for {rows} inputs")
+            raise ValueError(
+                f"the model's output has shape {tuple(outputs.shape)}, but must have a row for {rows} inputs"
+            )
         labels = y.expand(rows, *y.shape[1:])
         if self.value_fn is None:
             return log_odds(two_logits(outputs).double(), labels)
@@ -314,8 +326,8 @@ class MultiOrderInteraction:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                "the model's outputs look like probabilities, of which log-odds make no sense: let it return logits, or "
-                "pass `value_fn`",
+                "the model's outputs look like probabilities, of which log-odds make no sense: let it return logits, "
+                "or pass `value_fn`",
                 stacklevel=6,
             )
 

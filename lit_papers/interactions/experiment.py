@@ -34,6 +34,7 @@ from lit_papers.interactions.evaluation import (
 )
 from lit_papers.interactions.losses import ORDER_BIAS
 from lit_papers.interactions.players import PatchGrid
+from lit_papers.interactions.samples import balanced
 from lit_papers.locations import MissingDataError
 from lit_papers.plotting import STYLES, log_scale, new_figure
 
@@ -51,7 +52,7 @@ class Attack:
         eps: largest change of an input.
         step_size: change in one step.
         steps: how many steps.
-        samples: test samples that are attacked, and masked if they are images; the first ones.
+        samples: test samples that are attacked, and masked if they are images; balanced over classes.
     """
 
     eps: float = 0.6
@@ -170,7 +171,7 @@ def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: 
     (tested,) = trainer.test(model, data, verbose=False)
     device = trainer.strategy.root_device
     model.to(device)
-    x, y = (tensor.to(device) for tensor in _first(data.test_dataloader(), attack.samples))
+    x, y = (tensor.to(device) for tensor in _balanced(data.test_dataloader(), attack.samples))
     accuracy = pgd_accuracy(
         model, x, y, attack.eps, attack.step_size, attack.steps, torch.Generator().manual_seed(seed)
     )
@@ -374,14 +375,10 @@ def _fit(arguments: Sequence[str]) -> tuple[Any, Any, Any]:
     return cli.trainer, cli.model, cli.datamodule
 
 
-def _first(loader: Any, samples: int) -> tuple[Tensor, Tensor]:
-    inputs, targets = [], []
-    for x, y in loader:
-        inputs.append(x)
-        targets.append(y)
-        if sum(map(len, targets)) >= samples:
-            break
-    return torch.cat(inputs)[:samples], torch.cat(targets)[:samples]
+def _balanced(loader: Any, samples: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    chosen = balanced(targets, samples)
+    return inputs[chosen], targets[chosen]
 
 
 def _by_bias(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

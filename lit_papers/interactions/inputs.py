@@ -23,7 +23,9 @@ def count(x: Any) -> int:
         return len(x)
     parts = [part for part in _parts(x) if isinstance(part, Tensor)]
     if not parts:
-        raise TypeError(f"`x` must be a tensor, a mapping or tuple of tensors, or a list of graphs, got {type(x).__name__}")
+        raise TypeError(
+            f"`x` must be a tensor, a mapping or tuple of tensors, or a list of graphs, got {type(x).__name__}"
+        )
     return len(parts[0])
 
 

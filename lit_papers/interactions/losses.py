@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lit_papers.interactions.clean_statistics import clean_buffers, fixed_statistics
 from lit_papers.interactions.functional import nested_masks, order_loss
 from lit_papers.interactions.outputs import find_outputs, two_logits
 from lit_papers.interactions.players import Players
@@ -34,10 +33,10 @@ class InteractionOrderLoss(nn.Module):
     expectation :math:`\Delta u` contains the orders :math:`0 \ldots s_2 - 2`, most of all :math:`s_1 - 1`, with the
     weights of `lit_papers.interactions.functional.delta_u_weights` (Deng et al., ICLR 2022, section 4).
 
-    The two masked passes run in the model's current mode, with dropout drawn anew in each, but **batch norm takes the
-    statistics of the clean batch**, from one more pass without gradient: a masked batch can be one image many times,
-    of variance 0 (see `lit_papers.interactions.clean_statistics`). No buffer of the model keeps what masked passes did
-    to it; running statistics and ``num_batches_tracked`` go on counting the ordinary passes alone.
+    The clean batch and both masked ones go through the model **side by side, as one batch** in its current mode: a
+    masked batch by itself can be one image many times, of variance 0, by which batch norm would divide, so that
+    gradients grow by 1 / sqrt(eps) = 316 a layer. No buffer of the model keeps what this pass did to it: running
+    statistics and ``num_batches_tracked`` go on counting the ordinary passes alone.
 
     Args:
         players: what is masked.
@@ -109,13 +108,13 @@ class InteractionOrderLoss(nn.Module):
 
         Returns:
             Logits ``(B, C)``.
-
-        Raises:
-            ValueError: a batch norm in training mode keeps no statistics.
         """
         smaller, larger = nested_masks(len(x), self.players.n_players, self.s1, self.s2, generator, x.device)  # (B, n)
-        buffers = clean_buffers(model, x)
-        u1, u2 = (self._masked_pass(model, buffers, x, keep) for keep in (smaller, larger))  # (B, C)
+        baseline = self.baseline.to(x.dtype)
+        together = torch.cat([x, self.players(x, smaller, baseline), self.players(x, larger, baseline)])  # (3 B, ...)
+        # the model writes into copies of its buffers; putting old values back would break the backward pass
+        copies: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        _, u1, u2 = two_logits(find_outputs(functional_call(model, copies, (together,)))).split(len(x))  # (B, C) each
         # under mixed precision logits are rounded already; their difference need not be
         wide = torch.promote_types(u1.dtype, torch.float32)
         return u2.to(wide) - self.q * u1.to(wide)
@@ -137,10 +136,3 @@ class InteractionOrderLoss(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows of the arguments."""
         return f"r1={self.r1}, r2={self.r2}, mode={self.mode!r}, weight={self.weight}, ratio={self.ratio!r}"
-
-    def _masked_pass(self, model: nn.Module, buffers: dict[str, Tensor], x: Tensor, keep: Tensor) -> Tensor:
-        # the model writes into copies of its buffers; putting old values back would break the backward pass
-        copies: dict[str, Any] = {name: buffer.clone() for name, buffer in buffers.items()}
-        masked = self.players(x, keep, self.baseline.to(x.dtype))
-        with fixed_statistics(model):
-            return two_logits(find_outputs(functional_call(model, copies, (masked,))))

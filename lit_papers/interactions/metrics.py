@@ -44,8 +44,8 @@ class RelativeInteractionStrength(Metric):
         """Add interactions.
 
         Args:
-            interactions: a result, whose errors count; or numbers without error, ``(..., M)``, a column for each order, in
-                which NaN entries do not count.
+            interactions: a result, whose errors count; or numbers without error, ``(..., M)``, a column for each order,
+                in which NaN entries do not count.
 
         Raises:
             ValueError: there are other columns than orders.

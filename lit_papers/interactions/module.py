@@ -93,7 +93,7 @@ class OrderBiasedClassifier(LightningModule):
         return cast(Tensor, self.backbone(x))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """One step; each bias costs two more passes, and one without gradient where there is batch norm."""
+        """One step; each bias costs a pass of three times the batch."""
         x, y = batch
         logits = self(x)
         losses = {"loss_cls": nn.functional.cross_entropy(logits, y)}

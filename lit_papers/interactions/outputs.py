@@ -27,7 +27,9 @@ def prediction(outputs: Tensor, target: Tensor) -> Tensor:
     tensor([2., 3.])
     """
     if outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] != 1):
-        raise ValueError(f"`prediction` is of one output, got {tuple(outputs.shape)}: write a `value_fn` that picks one")
+        raise ValueError(
+            f"`prediction` is of one output, got {tuple(outputs.shape)}: write a `value_fn` that picks one"
+        )
     return outputs.reshape(len(outputs))
 
 

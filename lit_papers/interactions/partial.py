@@ -25,7 +25,9 @@ class PartialFile:
         tolerance: of rounding, in the units of the values.
     """
 
-    def __init__(self, path: str | Path, settings: Any, samples: list[Tensor], values: Tensor, tolerance: float) -> None:
+    def __init__(
+        self, path: str | Path, settings: Any, samples: list[Tensor], values: Tensor, tolerance: float
+    ) -> None:
         self.path = Path(path)
         digest = hashlib.sha256(repr(settings).encode())
         for tensor in samples:

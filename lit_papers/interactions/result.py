@@ -26,8 +26,8 @@ class InteractionResult:
         interactions: I^(m)(i, j), float64, ``(B, P, M)``.
         cross_fitted: magnitudes that are at most |I| on average, float64, ``(B, P, M)``; see
             `lit_papers.interactions.strength`.
-        se: standard errors, float64, ``(B, P, M)``: 0 only where all contexts were evaluated, NaN where one cannot tell.
-            Where the drawn contexts happen to agree it bounds what was not seen.
+        se: standard errors, float64, ``(B, P, M)``: 0 only where all contexts were evaluated, NaN where one cannot
+            tell. Where the drawn contexts happen to agree it bounds what was not seen.
         order_error: standard errors of mean magnitudes over pairs, float64, ``(B, M)``.
         unseen: what contexts that were not drawn may add to them, float64, ``(B, M)``.
         rounding: what rounding does to an interaction, as a standard deviation, float64, ``(B,)``.
@@ -111,8 +111,8 @@ class InteractionResult:
         scale = curve.strength.nanmean()
         draw_band(ax, share, curve.relative_band)
         ax.errorbar(
-            share, curve.relative_strength.tolist(), curve.relative_error.nan_to_num().tolist(), capsize=2, markersize=4,
-            label="measured", **STYLES[0],
+            share, curve.relative_strength.tolist(), curve.relative_error.nan_to_num().tolist(), capsize=2,
+            markersize=4, label="measured", **STYLES[0],
         )  # fmt: skip
         if scale > 0:
             floor = (curve.noise_floor / scale).tolist()
@@ -120,7 +120,12 @@ class InteractionResult:
         if theory_players is not None:
             theory = learning_strength(theory_players)
             at = torch.linspace(0, 1, len(theory)).tolist()
-            ax.plot(at, (theory / theory.mean()).tolist(), label=f"theory, {theory_players} players", **{**STYLES[2], "marker": ""})
+            ax.plot(
+                at,
+                (theory / theory.mean()).tolist(),
+                label=f"theory, {theory_players} players",
+                **{**STYLES[2], "marker": ""},
+            )
         ax.set(xlabel="order m / (n - 2)", ylabel=r"relative strength $J^{(m)}$")
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
@@ -140,10 +145,7 @@ class InteractionResult:
     def join(parts: "list[InteractionResult]") -> "InteractionResult":
         """The samples of several results, which have the same orders and players."""
         return InteractionResult(
-            *(
-                torch.cat([getattr(part, name) for part in parts])
-                for name in _PER_SAMPLE
-            ),
+            *(torch.cat([getattr(part, name) for part in parts]) for name in _PER_SAMPLE),
             orders=parts[0].orders,
             n_players=parts[0].n_players,
             n_forwards=sum(part.n_forwards for part in parts),

@@ -15,10 +15,10 @@ _LARGEST = 200_000_000  # parameters of which a copy in double precision is made
 class Rounding:
     """Measures rounding by running a few inputs through a copy of the network in another precision.
 
-    The copy is in double precision; of a network that is in double precision itself, it is in single precision, and its
-    error is scaled by the ratio of both, as rounding errors are proportional to the unit of rounding. Where no such copy
-    can be made (the network is no module, is too large, or computes in a type of its own), rounding is taken to be that
-    of the outputs.
+    The copy is in double precision; of a network that is in double precision itself, it is in single precision, and
+    its error is scaled by the ratio of both, as rounding errors are proportional to the unit of rounding. Where no such
+    copy can be made (the network is no module, is too large, or computes in a type of its own), rounding is taken to be
+    that of the outputs.
 
     Args:
         model: the network, in evaluation mode.

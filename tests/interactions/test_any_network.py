@@ -58,7 +58,9 @@ def test_forms_of_output(wrap: Any) -> None:
     assert torch.equal(interactions(Wrapped(wrap)), interactions(mlp()))
 
 
-@pytest.mark.parametrize("wrap", [lambda u: (u, u.exp()), lambda u: {"a": u, "b": u}, lambda u: "logits", lambda u: None])
+@pytest.mark.parametrize(
+    "wrap", [lambda u: (u, u.exp()), lambda u: {"a": u, "b": u}, lambda u: "logits", lambda u: None]
+)
 def test_several_candidates_or_none_are_refused_and_cured(wrap: Any) -> None:
     with pytest.raises(TypeError, match=r"the model's output is .*: pass `call`"):
         interactions(Wrapped(wrap))
@@ -218,7 +220,7 @@ def test_superpixels() -> None:
     ],
 )
 def test_counts_are_integers_from_the_start(build: Any) -> None:
-    with pytest.raises(TypeError, match="must be (an integer|integers)"):
+    with pytest.raises(TypeError, match=r"must be (an integer|integers)"):
         build()
 
 

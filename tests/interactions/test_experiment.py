@@ -14,6 +14,7 @@ import yaml
 from lit_papers import catalog
 from lit_papers.interactions import experiment
 from lit_papers.interactions.experiment import Attack, Cell, comparison_figure, main, masking_figure, run_cell, table
+from lit_papers.interactions.samples import balanced
 
 
 @pytest.fixture(autouse=True)
@@ -156,8 +157,19 @@ def test_the_figure_compares_biases_with_the_control() -> None:
     assert [label.get_text() for label in accuracy.get_xticklabels()] == labels[:4]
 
 
-def test_the_first_test_samples_are_attacked() -> None:
-    loader = [(torch.full((3, 2), float(k)), torch.full((3,), k)) for k in range(4)]
-    x, y = experiment._first(loader, 5)
-    assert y.tolist() == [0, 0, 0, 1, 1]
-    assert x.shape == (5, 2)
+def test_test_samples_of_all_classes_are_attacked() -> None:
+    """Folders list a class after the other."""
+    loader = [(torch.full((30, 2), float(k)), torch.full((30,), k)) for k in range(4)]
+    x, y = experiment._balanced(loader, 10)
+    assert sorted(torch.bincount(y).tolist()) == [2, 2, 3, 3]
+    assert torch.equal(x[:, 0], y.float())
+
+
+def test_every_first_part_of_a_balanced_choice_is_balanced() -> None:
+    labels = torch.arange(5).repeat_interleave(torch.tensor([40, 3, 40, 10, 7]))
+    for wanted in (5, 12, 40, 100, 1000):
+        counts = torch.bincount(labels[balanced(labels, wanted)], minlength=5)
+        assert counts.sum() == min(wanted, 100)
+        assert (counts >= torch.minimum(torch.bincount(labels), torch.tensor(wanted // 5))).all()
+    assert torch.equal(balanced(labels, 100)[:12], balanced(labels, 12))
+    assert not torch.equal(balanced(labels, 12), balanced(labels, 12, seed=1))

@@ -115,20 +115,18 @@ def images(count: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
 
 
 def plain(loss: InteractionOrderLoss, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
-    """The definition, sample by sample, with the same draws; batch norm takes the statistics of the clean batch."""
+    """The definition, sample by sample, with the same draws; batch norm sees clean and masked samples together."""
     n, cell = loss.players.n_players, 8 // 4
-    norm, features = model[1], model[0](x).detach()
-    norm.running_mean, norm.running_var = features.mean((0, 2, 3)), features.var((0, 2, 3))
-    norm.eval()
     sets = nested_masks(len(x), n, loss.s1, loss.s2, torch.Generator().manual_seed(seed))
-    logits = []
+    batches = [x]
     for keep in sets:
         masked = x.clone()
         for b, p in itertools.product(range(len(x)), range(n)):
             if not keep[b, p]:
                 row, column = divmod(p, 4)
                 masked[b, :, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = 0
-        logits.append(model(masked))
+        batches.append(masked)
+    logits = model(torch.cat(batches)).split(len(x))[1:]
     factor = loss.s2 / loss.s1 if loss.s1 else 1
     probabilities = (logits[1] - factor * logits[0]).softmax(dim=1)
     if loss.mode == "encourage":
@@ -207,8 +205,8 @@ def mobilenet() -> nn.Module:
     ("build", "steps"),
     [
         (deep_with_batch_norm, 5),
-        pytest.param(resnet18, 20, marks=pytest.mark.slow),
-        pytest.param(mobilenet, 20, marks=pytest.mark.slow),
+        pytest.param(resnet18, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param(mobilenet, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
 def test_no_bias_blows_up_a_network_with_batch_norm(build: Callable[[], nn.Module], steps: int) -> None:
@@ -221,13 +219,6 @@ def test_no_bias_blows_up_a_network_with_batch_norm(build: Callable[[], nn.Modul
     print({bias: f"{max(norms) / max(found['normal']):.2f}x" for bias, norms in found.items()})
     for bias, norms in found.items():
         assert all(norm <= limit for norm in norms), (bias, norms)  # NaN is not
-
-
-def test_batch_norm_that_keeps_no_statistics_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 2))
-    loss = InteractionOrderLoss(FeaturePlayers(4), 0.0, 0.5, "penalize")
-    with pytest.raises(ValueError, match=r"batch norm `1` has track_running_stats=False"):
-        loss(model, torch.randn(5, 4), torch.zeros(5).long())
 
 
 class Strange(nn.Module):

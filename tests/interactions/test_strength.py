@@ -122,7 +122,9 @@ def test_contexts_that_agree_are_not_all_contexts() -> None:
     exact = measure(game[None], method="exact")
     assert (exact.strength[:4] == 0).all()
     for seed in range(5):
-        assert not (measure(game[None], method="sampled", n_contexts=5, seed=seed).curve.strength_band[1] < exact.strength).any()
+        assert not (
+            measure(game[None], method="sampled", n_contexts=5, seed=seed).curve.strength_band[1] < exact.strength
+        ).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
