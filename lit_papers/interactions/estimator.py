@@ -16,16 +16,16 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from torch import Tensor, nn
 
 from lit_papers.interactions import inputs, sampling
+from lit_papers.interactions.arguments import Method, checked_labels, checked_orders, checked_pairs, sample_names
 from lit_papers.interactions.averages import Averages, average
 from lit_papers.interactions.checks import whole_number
-from lit_papers.interactions.functional import PAPER_RATIOS, exact_interactions, log_odds, orders_from_ratios
-from lit_papers.interactions.outputs import Call, ValueFunction, call_network, look_like_probabilities, two_logits
+from lit_papers.interactions.functional import exact_interactions, log_odds
+from lit_papers.interactions.outputs import Respond, ValueFunction, call_network, look_like_probabilities, two_logits
 from lit_papers.interactions.partial import PartialFile
 from lit_papers.interactions.players import PatchGrid, Players
 from lit_papers.interactions.result import InteractionResult
 from lit_papers.interactions.rounding import Rounding
 
-Method = Literal["auto", "exact", "sampled", "paper"]
 _LARGEST_EXACT = 24
 _FORWARDS = 4  # for a context on its own
 _PROBES = 12  # masked inputs of a sample that are computed in another precision, or compared with a partial file
@@ -58,7 +58,7 @@ class MultiOrderInteraction:
         baseline: replaces absent players; broadcasts against one sample.
         value_fn: from outputs in float64 and labels to values ``(B,)``; None for `functional.log_odds` of the logits,
             `outputs.prediction` for regression.
-        call: from model and masked inputs to what the model returns; None for ``model(inputs)``, with a mapping as
+        respond: from model and masked inputs to what the model returns; None for ``model(inputs)``, with a mapping as
             keywords and a tuple as positional arguments.
         batch_size: masked inputs in a pass.
         seed: of all draws.
@@ -91,7 +91,7 @@ class MultiOrderInteraction:
         method: Method = "auto",
         baseline: float | Tensor = 0.0,
         value_fn: ValueFunction | None = None,
-        call: Call | None = None,
+        respond: Respond | None = None,
         batch_size: int = 1024,
         seed: int = 0,
         max_forwards: int | None = None,
@@ -107,12 +107,12 @@ class MultiOrderInteraction:
             raise ValueError(f"`seconds` must be > 0, got {seconds}")
         self.model = model
         self.players = players
-        self.orders = _checked_orders(orders, n, method)
-        self.pairs = _checked_pairs(pairs, n)
+        self.orders = checked_orders(orders, n, method)
+        self.pairs = checked_pairs(pairs, n)
         self.n_contexts = whole_number("n_contexts", n_contexts, least=1)
         self.baseline = baseline
         self.value_fn = value_fn
-        self.call = call
+        self.respond = respond
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.seed = whole_number("seed", seed, least=0)
         self.max_forwards = None if max_forwards is None else whole_number("max_forwards", max_forwards, least=1)
@@ -142,7 +142,7 @@ class MultiOrderInteraction:
             n_samples: B.
             ids: of the samples, as in the call; None for 0 to B - 1.
         """
-        return self._count(_names(ids, n_samples))
+        return self._count(sample_names(ids, n_samples))
 
     def _count(self, names: list[int]) -> int:
         if self.method == "exact":
@@ -182,8 +182,8 @@ class MultiOrderInteraction:
             raise ValueError(f"`x` has {samples} samples, but `y` has {len(y)} labels")
         if not samples:
             raise ValueError("`x` is empty: there is no sample to explain")
-        names = _names(ids, samples)
-        y = _checked_labels(y) if self.value_fn is None else y
+        names = sample_names(ids, samples)
+        y = checked_labels(y) if self.value_fn is None else y
         if partial is not None and self.seconds is not None:
             raise ValueError("`partial` needs the same contexts in each call: pass `n_contexts` instead of `seconds`")
         if self.max_forwards is not None and (needed := self._count(names)) > self.max_forwards:
@@ -301,7 +301,7 @@ class MultiOrderInteraction:
         return self.players(x, keep.to(inputs.device_of(x)), self.baseline)
 
     def _outputs(self, network: Any, masked: Any) -> Tensor:
-        return call_network(network, masked, self.call)
+        return call_network(network, masked, self.respond)
 
     def _value(self, outputs: Tensor, y: Tensor, rows: int) -> Tensor:
         if not outputs.ndim or len(outputs) != rows:
@@ -433,61 +433,3 @@ def _all_masks(n: int, start: int, stop: int) -> Tensor:
 
 def _stream(seed: int, name: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
-
-
-def _names(ids: Sequence[int] | Tensor | None, samples: int) -> list[int]:
-    names = list(range(samples)) if ids is None else [int(each) for each in ids]
-    if len(names) != samples:
-        raise ValueError(f"`ids` has {len(names)} entries for {samples} samples")
-    return names
-
-
-def _checked_labels(y: Tensor) -> Tensor:
-    if not isinstance(y, Tensor):
-        raise TypeError(f"`y` must be a tensor of class indices, got {type(y).__name__}")
-    if y.is_floating_point() or y.dtype == torch.bool:
-        raise TypeError(
-            f"`y` must be class indices, got {y.dtype}: for regression pass `value_fn=prediction`, for one probability "
-            "or flag a sample `y.long()`"
-        )
-    if y.ndim != 1:
-        raise ValueError(
-            f"`y` must be one class index for each sample, (B,), got {tuple(y.shape)}: pass `y[:, 0]`, or "
-            "`y.argmax(1)` of one-hot labels"
-        )
-    return y.long()
-
-
-def _checked_orders(orders: Sequence[int] | None, n: int, method: Method) -> list[int]:
-    if orders is None:
-        if method == "paper":
-            return [int((n - 2) * ratio) for ratio in PAPER_RATIOS]
-        return list(range(n - 1)) if n <= 16 else orders_from_ratios(n)
-    checked = [whole_number("orders", order, least=-n) for order in orders]
-    for order in checked:
-        if not 0 <= order <= n - 2:
-            raise ValueError(f"order {order} is outside 0 to {n - 2}, for {n} players")
-    if not checked:
-        raise ValueError("`orders` is empty")
-    return checked if method == "paper" else sorted(set(checked))
-
-
-def _checked_pairs(pairs: Any, n: int) -> int | Tensor:
-    if isinstance(pairs, str):
-        if pairs != "all":
-            raise ValueError(f"`pairs` must be a number, 'all' or pairs (P, 2), got {pairs!r}")
-        return torch.combinations(torch.arange(n))
-    if (isinstance(pairs, Tensor) and pairs.ndim) or isinstance(pairs, Sequence):
-        try:
-            found = torch.as_tensor(pairs)
-        except (TypeError, ValueError):
-            raise ValueError(f"`pairs` must be a number, 'all' or pairs (P, 2), got {pairs!r}") from None
-        if found.is_floating_point() or found.dtype == torch.bool:
-            raise TypeError(f"`pairs` must be integers, got {found.dtype}")
-        if found.ndim != 2 or found.shape[1] != 2 or not len(found):
-            raise ValueError(f"`pairs` must have shape (P, 2), got {tuple(found.shape)}")
-        for i, j in found.tolist():
-            if i == j or not (0 <= i < n and 0 <= j < n):
-                raise ValueError(f"pair ({i}, {j}) must be of two different players from 0 to {n - 1}")
-        return found.long().cpu()
-    return whole_number("pairs", pairs, least=1)

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from lit_papers.accumulator import Float64Metric
 from lit_papers.interactions.result import InteractionResult
 from lit_papers.interactions.strength import Magnitudes, strength_curve
 
 
-class RelativeInteractionStrength(Metric):
+class RelativeInteractionStrength(Float64Metric):
     """S^(m) and J^(m) of all samples seen (Deng et al., ICLR 2022, section 2): J is a ratio of means.
 
     Args:
@@ -24,8 +24,6 @@ class RelativeInteractionStrength(Metric):
     tensor([0.5000, 1.5000], dtype=torch.float64)
     """
 
-    full_state_update = False
-    is_differentiable = False
     upper: Tensor
     lower: Tensor
     count: Tensor
@@ -50,6 +48,7 @@ class RelativeInteractionStrength(Metric):
         Raises:
             ValueError: there are other columns than orders.
         """
+        self.writable()
         rows = interactions.magnitudes if isinstance(interactions, InteractionResult) else _without_error(interactions)
         if rows.upper.shape[-1] != len(self.orders):
             raise ValueError(f"`interactions` has {rows.upper.shape[-1]} columns for the {len(self.orders)} orders")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 ValueFunction = Callable[[Tensor, Tensor], Tensor]
-Call = Callable[[Any, Any], Any]
+Respond = Callable[[Any, Any], Any]
 
 
 def prediction(outputs: Tensor, target: Tensor) -> Tensor:
@@ -33,13 +33,13 @@ def prediction(outputs: Tensor, target: Tensor) -> Tensor:
     return outputs.reshape(len(outputs))
 
 
-def call_network(model: Any, inputs: Any, call: Call | None = None) -> Tensor:
+def call_network(model: Any, inputs: Any, respond: Respond | None = None) -> Tensor:
     """Call a network and find the tensor of outputs in what it returns.
 
     Args:
         model: any callable.
         inputs: a tensor; a mapping is passed as keywords, a tuple as positional arguments.
-        call: from model and inputs to what the model returns; None for the usual way.
+        respond: from model and inputs to what the model returns; None for the usual way.
 
     Returns:
         ``(B,)`` or ``(B, C)``.
@@ -47,8 +47,8 @@ def call_network(model: Any, inputs: Any, call: Call | None = None) -> Tensor:
     Raises:
         TypeError: no tensor is found.
     """
-    if call is not None:
-        returned = call(model, inputs)
+    if respond is not None:
+        returned = respond(model, inputs)
     elif isinstance(inputs, Mapping):
         returned = model(**inputs)
     elif isinstance(inputs, tuple):
@@ -88,7 +88,7 @@ def find_outputs(returned: Any) -> Tensor:
         return found[0]
     raise TypeError(
         f"the model's output is {type(returned).__name__} with {len(found) or 'no'} tensors that could be logits: pass "
-        "`call`, such as `call=lambda model, x: model(x)[0]`"
+        "`respond`, such as `respond=lambda model, x: model(x)[0]`"
     )
 
 

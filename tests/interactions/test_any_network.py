@@ -62,9 +62,9 @@ def test_forms_of_output(wrap: Any) -> None:
     "wrap", [lambda u: (u, u.exp()), lambda u: {"a": u, "b": u}, lambda u: "logits", lambda u: None]
 )
 def test_several_candidates_or_none_are_refused_and_cured(wrap: Any) -> None:
-    with pytest.raises(TypeError, match=r"the model's output is .*: pass `call`"):
+    with pytest.raises(TypeError, match=r"the model's output is .*: pass `respond`"):
         interactions(Wrapped(wrap))
-    found = interactions(Wrapped(lambda u: (u.exp(), u)), call=lambda model, x: model(x)[1])
+    found = interactions(Wrapped(lambda u: (u.exp(), u)), respond=lambda model, x: model(x)[1])
     assert torch.equal(found, interactions(mlp()))
 
 
@@ -247,7 +247,7 @@ def test_a_budget_of_seconds_is_kept() -> None:
         MultiOrderInteraction(model, PatchGrid(10), seconds=1)(image, torch.tensor([0]), partial="x.pt")
 
 
-@pytest.mark.parametrize("change", ["value_fn", "groups", "activation", "baseline", "call", "weights"])
+@pytest.mark.parametrize("change", ["value_fn", "groups", "activation", "baseline", "respond", "weights"])
 def test_a_partial_file_knows_what_a_call_does(change: str, tmp_path: Any) -> None:
     """By values of a few coalitions: settings that look alike may behave differently."""
     groups = [[0, 1], [2, 3], [4, 5]]
@@ -261,8 +261,8 @@ def test_a_partial_file_knows_what_a_call_does(change: str, tmp_path: Any) -> No
         now["model"] = nn.Sequential(mlp()[0], nn.ReLU(), mlp()[2])
     elif change == "baseline":
         now["options"] = {"baseline": 0.25}
-    elif change == "call":
-        now["options"] = {"call": lambda model, x: model(2 * x)}
+    elif change == "respond":
+        now["options"] = {"respond": lambda model, x: model(2 * x)}
     else:
         now["model"] = mlp()
         nn.init.zeros_(now["model"][2].weight[0])

@@ -15,7 +15,7 @@ class NodePlayers(Players):
 
     Samples are a list of graphs with ``x`` ``(n, F)`` and ``edge_index`` ``(2, E)``, such as PyTorch Geometric's
     ``Data``; the network is called as ``model(x=..., edge_index=..., batch=...)`` and gives a row for each graph. Pass
-    ``call`` to the estimator where it takes something else.
+    ``respond`` to the estimator where it takes something else.
 
     Args:
         n_nodes: nodes of a graph.
