@@ -165,7 +165,7 @@ def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: 
             "the configuration measures no interactions: give its trainer the callback InteractionStrength"
         )
     by_epoch = {entry["epoch"]: entry for entry in measured.history}
-    if trainer.current_epoch not in by_epoch:
+    if "reason" in by_epoch[trainer.current_epoch]:
         raise ValueError(f"{bias}, seed {seed}: after training no sample is classified correctly, so none was measured")
     trained, control = by_epoch[trainer.current_epoch], by_epoch[0]
     (tested,) = trainer.test(model, data, verbose=False)
@@ -176,10 +176,11 @@ def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: 
         model, x, y, attack.eps, attack.step_size, attack.steps, torch.Generator().manual_seed(seed)
     )
     curves: dict[str, list[float]] = {}
-    if isinstance(measured.players, PatchGrid):
+    if isinstance(measured.lens.players, PatchGrid):
         for layout in ("random", "border"):
             generator = torch.Generator().manual_seed(seed)
-            curve = masking_curve(model, measured.players, x, y, FRACTIONS, layout, measured.baseline, generator)
+            baseline = measured.lens.estimator["baseline"]
+            curve = masking_curve(model, measured.lens.players, x, y, FRACTIONS, layout, baseline, generator)
             curves[layout] = curve.tolist()
     return Cell(
         command=command,
@@ -188,7 +189,7 @@ def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: 
         test_accuracy=tested["test/acc"],
         pgd_accuracy=accuracy,
         orders=trained["orders"],
-        n_players=measured.players.n_players,
+        n_players=measured.lens.players.n_players,
         strength=trained["strength"],
         relative_strength=trained["relative_strength"],
         untrained=control["relative_strength"],

@@ -23,7 +23,7 @@ _READ = 4  # times as many samples as are measured, so that all classes are amon
 
 
 class InteractionLens(Lens):
-    r"""Relative strength J of each order of interaction (Deng et al., ICLR 2022, section 3), and what noise leaves open.
+    r"""Relative strength J of each order of interaction (Deng et al., ICLR 2022, section 3), with bands for noise.
 
     The samples are drawn from all over the data under a fixed seed, and balanced over their classes: data in folders
     lie class by class.

@@ -33,7 +33,7 @@ def tiny(tmp_path: Path) -> str:
     config = yaml.safe_load((catalog.CONFIG_FOLDER / "interactions/digits.yaml").read_text())
     (callback,) = config["trainer"]["callbacks"]
     callback["init_args"] |= {"players": {**callback["init_args"]["players"], "init_args": {"grid": 2}}}
-    callback["init_args"] |= {"n_samples": 2, "every_n_epochs": 1, "only_correct": False}
+    callback["init_args"] |= {"n_samples": 2, "epochs": 1, "only_correct": False}
     config["trainer"]["max_epochs"] = 1
     config["model"]["init_args"]["players"] = callback["init_args"]["players"]
     path = tmp_path / "tiny.yaml"
@@ -62,7 +62,7 @@ def test_the_command_runs_keeps_and_reports(tiny: str, tmp_path: Path, capsys: p
         config = yaml.safe_load((out / f"{bias}_0/config.yaml").read_text())
         assert config["model"]["init_args"]["encourage"] == encourage
         assert config["seed_everything"] == 0
-        assert (out / f"{bias}_0/interaction_strength.png").is_file()
+        assert (out / f"{bias}_0/interactions.png").is_file()
         found = json.loads((out / f"{bias}_0/cell.json").read_text())
         assert len(found["random"]) == len(found["border"]) == 11
         assert found["random"][10] == found["border"][10], "nothing is left either way"
@@ -117,7 +117,7 @@ def test_a_network_that_learned_nothing_is_not_taken_for_its_control(tiny: str, 
     text = Path(tiny).read_text()
     Path(tiny).write_text(text.replace("only_correct: false", "only_correct: true").replace("samples: 2", "samples: 1"))
     complaint = pytest.raises(ValueError, match="normal, seed 0: after training no sample is classified correctly")
-    with pytest.warns(UserWarning, match="nothing is recorded"), complaint:
+    with pytest.warns(UserWarning, match="nothing measured after epoch"), complaint:
         run_cell(tiny, "normal", 0, tmp_path / "x", Attack(), ["--model.lr=1e-30"])
 
 
