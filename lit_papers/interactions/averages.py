@@ -108,13 +108,15 @@ def average(values: Tensor, plan: Plan, pairs: int, orders: int, rounding: float
 
 def _rarest(draws: Tensor) -> Tensor:
     """The largest probability of something that so many draws miss with probability ``_MISSED``."""
-    return 1 - _MISSED ** (1 / draws)
+    probability: Tensor = 1 - _MISSED ** (1 / draws)
+    return probability
 
 
 def _student_95(freedom: Tensor) -> Tensor:
     """97.5 % quantile of Student's distribution, by its expansion at the normal one (Abramowitz & Stegun 26.7.5)."""
     z = NORMAL_95
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    quantile: Tensor = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return quantile
 
 
 def _sums(values: Tensor, place: Tensor, size: int) -> Tensor:

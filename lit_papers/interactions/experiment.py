@@ -50,13 +50,13 @@ class Attack:
 
     Attributes:
         eps: largest change of an input.
-        step_size: change in one step.
+        step_size: change in the first steps; None leaves it to ``eps`` and ``steps``.
         steps: how many steps.
         samples: test samples that are attacked, and masked if they are images; balanced over classes.
     """
 
     eps: float = 0.6
-    step_size: float = 0.01
+    step_size: float | None = None
     steps: int = 100
     samples: int = 2000
 
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.advance(task)
     minutes = sum(cell.seconds for cell in cells) / 60
     about = f"`--config {options.config}`, {attack.samples} test samples attacked with eps {attack.eps} in "
-    about += f"{attack.steps} steps of {attack.step_size}; {minutes:.1f} minutes in all."
+    about += f"{attack.steps} steps; {minutes:.1f} minutes in all."
     text = f"{about}\n\n{table(cells)}\n"
     (options.out / "table.md").write_text(text)
     figures = {"comparison.png": comparison_figure(cells)}
@@ -356,7 +356,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--biases", nargs="+", choices=ORDER_BIAS, default=list(ORDER_BIAS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("experiment"), help="folder; finished runs in it are kept")
     parser.add_argument("--eps", type=float, default=attack.eps, help="of the attack (default: %(default)s)")
-    parser.add_argument("--step-size", type=float, default=attack.step_size, help="of the attack (%(default)s)")
+    parser.add_argument(
+        "--step-size", type=float, default=attack.step_size, help="of the attack; default: by eps, steps"
+    )
     parser.add_argument("--steps", type=int, default=attack.steps, help="of the attack (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=attack.samples, help="attacked and masked (%(default)s)")
     parser.add_argument(
