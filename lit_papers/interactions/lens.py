@@ -98,7 +98,7 @@ class InteractionLens(Lens):
         self.n_forwards += int(forwards)
         if broken:
             raise ValueError("the logits are not finite (NaN or infinite)")
-        measured = shares[shares[:, Magnitudes._fields.index("count")].any(1)]
+        measured = shares[shares[:, Magnitudes._fields.index("number")].any(1)]
         if not len(measured):
             raise ValueError("no sample is classified correctly")
         return self._numbers(orders, Magnitudes(*measured.unbind(1)), float(forwards))
@@ -137,7 +137,7 @@ class InteractionLens(Lens):
             "noise_floor": curve.noise_floor.tolist(),
             **by_order,
             "J_centroid": centroid.item(),
-            "n_samples": float(len(rows.count)),
+            "n_samples": float(len(rows.number)),
             "n_forwards": forwards,
         }
 

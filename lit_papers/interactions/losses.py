@@ -114,10 +114,12 @@ class InteractionOrderLoss(nn.Module):
         together = torch.cat([x, self.players(x, smaller, baseline), self.players(x, larger, baseline)])  # (3 B, ...)
         # the model writes into copies of its buffers; putting old values back would break the backward pass
         copies: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        _, u1, u2 = two_logits(find_outputs(functional_call(model, copies, (together,)))).split(len(x))  # (B, C) each
+        logits = two_logits(find_outputs(functional_call(model, copies, (together,))))  # (3 B, C)
+        _, u1, u2 = torch.split(logits, len(x))
         # under mixed precision logits are rounded already; their difference need not be
         wide = torch.promote_types(u1.dtype, torch.float32)
-        return u2.to(wide) - self.q * u1.to(wide)
+        difference: Tensor = u2.to(wide) - self.q * u1.to(wide)
+        return difference
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss times ``weight``.

@@ -55,11 +55,11 @@ class RelativeInteractionStrength(Float64Metric):
         rows = Magnitudes(*(part.to(self.upper.device) for part in rows))
         self.upper += rows.upper.sum(0)
         self.lower += rows.lower.sum(0)
-        self.count += rows.count.sum(0)
-        self.squared_error += (rows.count * rows.error).square().sum(0)
-        self.squared_unseen += (rows.count * rows.unseen).square().sum(0)
-        self.noise += (rows.count * rows.noise).sum(0)
-        self.rounding += (rows.count * rows.rounding).sum(0)
+        self.count += rows.number.sum(0)
+        self.squared_error += (rows.number * rows.error).square().sum(0)
+        self.squared_unseen += (rows.number * rows.unseen).square().sum(0)
+        self.noise += (rows.number * rows.noise).sum(0)
+        self.rounding += (rows.number * rows.rounding).sum(0)
 
     def compute(self) -> dict[str, Tensor]:
         """``strength``, ``relative_strength`` and ``noise_floor``, float64, ``(M,)``; their bands, ``(2, M)``.
@@ -69,7 +69,7 @@ class RelativeInteractionStrength(Float64Metric):
         together = Magnitudes(
             upper=self.upper,
             lower=self.lower,
-            count=self.count,
+            number=self.count,
             error=self.squared_error.sqrt() / self.count,
             unseen=self.squared_unseen.sqrt() / self.count,
             noise=self.noise / self.count,

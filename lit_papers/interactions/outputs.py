@@ -74,6 +74,8 @@ def find_outputs(returned: Any) -> Tensor:
     torch.Size([2, 3])
     """
     if isinstance(returned, Tensor):
+        if not returned.ndim:
+            raise TypeError("the model's output is a single number, but must have a row for each input: pass `respond`")
         return returned
     named = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
     if isinstance(named, Tensor):

@@ -1,6 +1,6 @@
 """What an estimate of multi-order interactions gives: the numbers, their errors, a curve, a file."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -57,7 +57,7 @@ class InteractionResult:
         return Magnitudes(
             upper=self.interactions.abs().nansum(1),
             lower=self.cross_fitted.sum(1),
-            count=known.sum(1).double(),
+            number=known.sum(1).double(),
             error=self.order_error,
             unseen=self.unseen,
             noise=self.se.nanmean(1),
@@ -144,12 +144,8 @@ class InteractionResult:
     @staticmethod
     def join(parts: "list[InteractionResult]") -> "InteractionResult":
         """The samples of several results, which have the same orders and players."""
-        return InteractionResult(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in _PER_SAMPLE),
-            orders=parts[0].orders,
-            n_players=parts[0].n_players,
-            n_forwards=sum(part.n_forwards for part in parts),
-        )
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _PER_SAMPLE}
+        return replace(parts[0], n_forwards=sum(part.n_forwards for part in parts), **joined)
 
 
 def draw_band(ax: "Axes", place: "list[float]", band: Tensor) -> None:

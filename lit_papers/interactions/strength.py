@@ -27,7 +27,7 @@ class Magnitudes(NamedTuple):
     Attributes:
         upper: sum of U over pairs, float64, ``(B, M)``.
         lower: sum of L over pairs, float64, ``(B, M)``; NaN where a pair has one group of contexts.
-        count: pairs, float64, ``(B, M)``.
+        number: of pairs, float64, ``(B, M)``.
         error: standard error of the mean of L or U over pairs, from sampled contexts, float64, ``(B, M)``.
         unseen: what rare contexts that were not drawn may add to that mean, float64, ``(B, M)``.
         noise: mean of the pairs' standard errors, float64, ``(B, M)``.
@@ -36,7 +36,7 @@ class Magnitudes(NamedTuple):
 
     upper: Tensor
     lower: Tensor
-    count: Tensor
+    number: Tensor
     error: Tensor
     unseen: Tensor
     noise: Tensor
@@ -86,8 +86,8 @@ def strength_curve(rows: Magnitudes) -> StrengthCurve:
     tensor([3., 3., 3.], dtype=torch.float64)
     """
     samples = len(rows.upper)
-    estimate, lower, upper = _estimate(rows.upper.nansum(0), rows.lower.sum(0), rows.count.sum(0))
-    weight = rows.count / rows.count.sum(0)  # (B, M)
+    estimate, lower, upper = _estimate(rows.upper.nansum(0), rows.lower.sum(0), rows.number.sum(0))
+    weight = rows.number / rows.number.sum(0)  # (B, M)
     noise = NORMAL_95 * _quadratic_mean(weight, rows.error)
     rounding = (weight * rows.rounding).sum(0)
     low = (lower - noise - ROUNDING_WIDTH * rounding).nan_to_num(0.0).clamp(min=0)
@@ -100,7 +100,7 @@ def strength_curve(rows: Magnitudes) -> StrengthCurve:
     strength_error = relative_error = unknown
     if samples > 1:
         without, _, _ = _estimate(
-            *(whole.nansum(0) - whole.nan_to_num() for whole in (rows.upper, rows.lower, rows.count))
+            *(whole.nansum(0) - whole.nan_to_num() for whole in (rows.upper, rows.lower, rows.number))
         )  # (B, M), of all samples but one
         strength_error = _jackknife(without)
         relative_error = _jackknife(without / without.nan_to_num().mean(1, keepdim=True))

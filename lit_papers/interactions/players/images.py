@@ -105,7 +105,7 @@ class SegmentPlayers(Players):
             raise TypeError(f"`labels` must be integers, got {found.dtype}")
         if found.ndim != 2 or not found.numel():
             raise ValueError(f"`labels` must have shape (H, W), got {tuple(found.shape)}")
-        present = found.unique()
+        present = torch.unique(found)
         if not torch.equal(present.cpu(), torch.arange(len(present), dtype=present.dtype)):
             raise ValueError(f"`labels` must be 0 to n - 1, each at least once, got {present.tolist()[:10]}")
         super().__init__(len(present))
@@ -134,7 +134,7 @@ class SegmentPlayers(Players):
             torch.as_tensor(image).cpu().double().numpy(), n_segments=n_segments, channel_axis=0, start_label=0,
             **options,
         )  # fmt: skip
-        return cls(torch.as_tensor(labels).unique(return_inverse=True)[1])
+        return cls(torch.unique(torch.as_tensor(labels), return_inverse=True)[1])
 
     def __call__(self, x: Tensor, keep: Tensor, baseline: float | Tensor = 0.0) -> Tensor:
         """Replace the segments that are not kept.
