@@ -57,7 +57,7 @@ def test_noise_is_told_and_taken_out() -> None:
 
 def test_what_noise_hides_is_not_a_number() -> None:
     found = InteractionLens(FeaturePlayers(N), n_samples=4, only_correct=False, pairs="all", orders=[0, 5])(
-        nn.Linear(N, 3), loader(torch.arange(8) % 3, batch_size=8)
+        nn.Linear(N, 2), loader(torch.arange(8) % 2, batch_size=8)
     )
     assert all(value != value for value in (*found["strength"], *found["relative_strength"], found["J/m5"]))
     assert found["strength_high"][0] > 0, "what it may be at most"
