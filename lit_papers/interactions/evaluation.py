@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lit_papers.interactions.functional import log_odds
+from lit_papers.interactions.outputs import call_network, two_logits
 from lit_papers.interactions.players import PatchGrid
 from lit_papers.plotting import STYLES, new_figure
 
@@ -20,33 +22,41 @@ if TYPE_CHECKING:
 Layout = Literal["random", "border"]
 
 
-# Our own dozen lines: torchattacks and foolbox refuse inputs outside fixed bounds, and standardised tables have none.
+# Our own few lines: torchattacks and foolbox refuse inputs outside fixed bounds, and standardised tables have none.
 def pgd_accuracy(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     eps: float,
-    step_size: float = 0.01,
+    step_size: float | None = None,
     steps: int = 100,
     generator: torch.Generator | None = None,
     batch_size: int = 1024,
+    restarts: int = 2,
 ) -> float:
-    r"""Accuracy under untargeted projected gradient ascent on the cross-entropy (Madry et al., ICLR 2018).
+    r"""Accuracy under untargeted projected gradient descent on the log-odds of the true class.
 
-    From a uniform random start, ``steps`` times
-    :math:`x \leftarrow \Pi_{\|x - x_0\|_\infty \le \epsilon}(x + \text{step\_size} \cdot \text{sign} \nabla_x L)`.
+    From each of some uniform random starts, ``steps`` times
+    :math:`x \leftarrow \Pi_{\|x - x_0\|_\infty \le \epsilon}(x - \alpha_t \operatorname{sign} \nabla_x v)`,
+    where v are the log-odds of the logits divided by their standard deviation over classes on the clean sample. So
+    neither a saturated softmax stops the attack, as it stops one on the cross-entropy (Madry et al., ICLR 2018), nor
+    does the scale of the logits, which changes no decision, change the result. The step :math:`\alpha_t` is
+    ``step_size`` in the first half and falls linearly to a tenth of it in the second. A sample that was misclassified
+    once, clean or on the way, counts as such.
+
     Nothing but ``eps`` bounds the attacked input, which is in the units of ``x``: standard deviations, where the data
     are standardised. The model is in evaluation mode meanwhile; its modes come back and no gradient is left in it.
 
     Args:
-        model: from a batch to logits ``(B, C)``.
+        model: a network whose output is, or holds, logits ``(B, C)`` or one logit ``(B,)`` of two classes.
         x: samples, ``(N, ...)``, on the model's device.
         y: true classes, int64, ``(N,)``.
         eps: largest change of a number in ``x``, >= 0.
-        step_size: change in one step, > 0.
+        step_size: change in the first steps, > 0; None for ``8 * eps / steps``, at most ``eps / 4``.
         steps: how many steps, >= 0.
-        generator: of the start, on the CPU; None draws from the global random state.
+        generator: of the starts, on the CPU; None draws from the global random state.
         batch_size: samples attacked at a time.
+        restarts: random starts, >= 1; samples that one of them misled are not attacked again.
 
     Returns:
         Share of samples that the model still classifies correctly, in [0, 1].
@@ -62,23 +72,49 @@ def pgd_accuracy(
     _check_pairs(x, y)
     if not eps >= 0:
         raise ValueError(f"`eps` must be >= 0, got {eps}")
-    if not step_size > 0:
+    if step_size is not None and not step_size > 0:
         raise ValueError(f"`step_size` must be > 0, got {step_size}")
     if steps < 0:
         raise ValueError(f"`steps` must be >= 0, got {steps}")
+    if restarts < 1:
+        raise ValueError(f"`restarts` must be at least 1, got {restarts}")
+    first = min(eps / 4, 8 * eps / max(steps, 1)) if step_size is None else step_size
     right = 0
     with _evaluating(model):
         for clean, target in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            start = torch.rand(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
-            shift = eps * (2 * start - 1)
-            for _ in range(steps):
-                shift.requires_grad_()
-                with torch.enable_grad():
-                    loss = nn.functional.cross_entropy(model(clean + shift), target, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, shift)  # not backward(): parameters keep their gradients
-                shift = (shift.detach() + step_size * gradient.sign()).clamp(-eps, eps)
-            right += int((model(clean + shift).argmax(dim=1) == target).sum())
+            logits = two_logits(call_network(model, clean))
+            spread = logits.std(dim=1, correction=0)  # (B,)
+            spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+            robust = logits.argmax(dim=1) == target  # (B,)
+            for _ in range(restarts):
+                # drawn for all samples, so that what one of them meets does not depend on the others
+                start = torch.rand(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+                left = robust.nonzero()[:, 0]
+                shift = eps * (2 * start[left] - 1)
+                robust[left] = _withstand(model, clean[left], target[left], spread[left], shift, eps, first, steps)
+            right += int(robust.sum())
     return right / len(y)
+
+
+def _withstand(
+    model: nn.Module, clean: Tensor, target: Tensor, spread: Tensor, shift: Tensor, eps: float, first: float, steps: int
+) -> Tensor:
+    """Which samples are never misclassified on the way: bool, ``(B,)``."""
+    robust = torch.ones_like(target, dtype=torch.bool)
+    for step in range(steps + 1):
+        if not robust.any():
+            break
+        shift.requires_grad_()
+        with torch.enable_grad():
+            logits = two_logits(call_network(model, clean + shift))
+            value = log_odds(logits / spread[:, None], target).sum()
+        robust &= logits.argmax(dim=1) == target
+        if step == steps:
+            break
+        (gradient,) = torch.autograd.grad(value, shift)  # not backward(): parameters keep their gradients
+        decay = min(1.0, 1.9 - 1.8 * step / steps)  # 1 in the first half, then linearly to 0.1
+        shift = (shift.detach() - first * decay * gradient.sign()).clamp(-eps, eps)
+    return robust
 
 
 def masking_curve(
@@ -132,7 +168,7 @@ def masking_curve(
         for fraction in fractions:
             keep = rank >= math.floor(fraction * n + 1e-9)  # 0.29 * 100 is a little less than 29
             batches = zip(*(torch.split(tensor, batch_size) for tensor in (x, keep, y)), strict=True)
-            right.append(sum(int((model(players(a, k, baseline)).argmax(dim=1) == b).sum()) for a, k, b in batches))
+            right.append(sum(int((_classes(model, players(a, k, baseline)) == b).sum()) for a, k, b in batches))
     return torch.tensor(right, dtype=torch.float64) / len(y)
 
 
@@ -183,6 +219,10 @@ def plot_masking_curves(
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return figure, ax
+
+
+def _classes(model: nn.Module, x: Tensor) -> Tensor:
+    return two_logits(call_network(model, x)).argmax(dim=1)
 
 
 def _distance_from_centre(players: PatchGrid) -> Tensor:

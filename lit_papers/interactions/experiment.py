@@ -34,6 +34,7 @@ from lit_papers.interactions.evaluation import (
 )
 from lit_papers.interactions.losses import ORDER_BIAS
 from lit_papers.interactions.players import PatchGrid
+from lit_papers.interactions.samples import balanced
 from lit_papers.locations import MissingDataError
 from lit_papers.plotting import STYLES, log_scale, new_figure
 
@@ -49,13 +50,13 @@ class Attack:
 
     Attributes:
         eps: largest change of an input.
-        step_size: change in one step.
+        step_size: change in the first steps; None leaves it to ``eps`` and ``steps``.
         steps: how many steps.
-        samples: test samples that are attacked, and masked if they are images; the first ones.
+        samples: test samples that are attacked, and masked if they are images; balanced over classes.
     """
 
     eps: float = 0.6
-    step_size: float = 0.01
+    step_size: float | None = None
     steps: int = 100
     samples: int = 2000
 
@@ -164,21 +165,22 @@ def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: 
             "the configuration measures no interactions: give its trainer the callback InteractionStrength"
         )
     by_epoch = {entry["epoch"]: entry for entry in measured.history}
-    if trainer.current_epoch not in by_epoch:
+    if "reason" in by_epoch[trainer.current_epoch]:
         raise ValueError(f"{bias}, seed {seed}: after training no sample is classified correctly, so none was measured")
     trained, control = by_epoch[trainer.current_epoch], by_epoch[0]
     (tested,) = trainer.test(model, data, verbose=False)
     device = trainer.strategy.root_device
     model.to(device)
-    x, y = (tensor.to(device) for tensor in _first(data.test_dataloader(), attack.samples))
+    x, y = (tensor.to(device) for tensor in _balanced(data.test_dataloader(), attack.samples))
     accuracy = pgd_accuracy(
         model, x, y, attack.eps, attack.step_size, attack.steps, torch.Generator().manual_seed(seed)
     )
     curves: dict[str, list[float]] = {}
-    if isinstance(measured.players, PatchGrid):
+    if isinstance(measured.lens.players, PatchGrid):
         for layout in ("random", "border"):
             generator = torch.Generator().manual_seed(seed)
-            curve = masking_curve(model, measured.players, x, y, FRACTIONS, layout, measured.baseline, generator)
+            baseline = measured.lens.estimator["baseline"]
+            curve = masking_curve(model, measured.lens.players, x, y, FRACTIONS, layout, baseline, generator)
             curves[layout] = curve.tolist()
     return Cell(
         command=command,
@@ -187,7 +189,7 @@ def _train_and_measure(arguments: Sequence[str], command: str, bias: str, seed: 
         test_accuracy=tested["test/acc"],
         pgd_accuracy=accuracy,
         orders=trained["orders"],
-        n_players=measured.players.n_players,
+        n_players=measured.lens.players.n_players,
         strength=trained["strength"],
         relative_strength=trained["relative_strength"],
         untrained=control["relative_strength"],
@@ -332,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.advance(task)
     minutes = sum(cell.seconds for cell in cells) / 60
     about = f"`--config {options.config}`, {attack.samples} test samples attacked with eps {attack.eps} in "
-    about += f"{attack.steps} steps of {attack.step_size}; {minutes:.1f} minutes in all."
+    about += f"{attack.steps} steps; {minutes:.1f} minutes in all."
     text = f"{about}\n\n{table(cells)}\n"
     (options.out / "table.md").write_text(text)
     figures = {"comparison.png": comparison_figure(cells)}
@@ -354,7 +356,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--biases", nargs="+", choices=ORDER_BIAS, default=list(ORDER_BIAS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("experiment"), help="folder; finished runs in it are kept")
     parser.add_argument("--eps", type=float, default=attack.eps, help="of the attack (default: %(default)s)")
-    parser.add_argument("--step-size", type=float, default=attack.step_size, help="of the attack (%(default)s)")
+    parser.add_argument(
+        "--step-size", type=float, default=attack.step_size, help="of the attack; default: by eps, steps"
+    )
     parser.add_argument("--steps", type=int, default=attack.steps, help="of the attack (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=attack.samples, help="attacked and masked (%(default)s)")
     parser.add_argument(
@@ -374,14 +378,10 @@ def _fit(arguments: Sequence[str]) -> tuple[Any, Any, Any]:
     return cli.trainer, cli.model, cli.datamodule
 
 
-def _first(loader: Any, samples: int) -> tuple[Tensor, Tensor]:
-    inputs, targets = [], []
-    for x, y in loader:
-        inputs.append(x)
-        targets.append(y)
-        if sum(map(len, targets)) >= samples:
-            break
-    return torch.cat(inputs)[:samples], torch.cat(targets)[:samples]
+def _balanced(loader: Any, samples: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    chosen = balanced(targets, samples)
+    return inputs[chosen], targets[chosen]
 
 
 def _by_bias(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

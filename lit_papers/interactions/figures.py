@@ -21,11 +21,14 @@ def strength(history: History, n_players: int) -> "Figure":
     """
     figure, (relative, raw, over_time) = new_figure(1, 3)
     largest = max(1, n_players - 2)
-    _curves(relative, history, "relative_strength", largest)
+    _curves(relative, history, "relative", largest)
     relative.set(ylabel="relative strength J")
     relative.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
     relative.set_ylim(bottom=0)
     _curves(raw, history, "strength", largest)
+    last = history[-1]
+    raw.plot(_places(last, largest), last["noise_floor"], color="0.5", linestyle=":", label="noise floor")
+    raw.legend(fontsize=8)
     raw.set(ylabel="strength S [log-odds]")
     log_scale(raw)
     _map(figure, over_time, history, n_players - 2)
@@ -33,7 +36,20 @@ def strength(history: History, n_players: int) -> "Figure":
 
 
 def _curves(axis: "Axes", history: History, key: str, largest: int) -> None:
-    """A curve for each measured epoch: the darker the later, and the control dashed."""
+    """A curve for each measured epoch: the darker the later, the control dashed, the last with band and errors."""
+    low, high, error = f"{key}_low", f"{key}_high", f"{key}_error"
+    key = "relative_strength" if key == "relative" else key
+    last = history[-1]
+    axis.fill_between(
+        _places(last, largest),
+        last[low],
+        last[high],
+        color="0.85",
+        linewidth=0,
+        zorder=0,
+        label="95 % band of the last",
+    )
+    axis.errorbar(_places(last, largest), last[key], _finite(last[error]), fmt="none", ecolor="0.4", capsize=2)
     trained = [entry for entry in history if entry["epoch"] > 0]
     for entry in history:
         if entry["epoch"] == 0:
@@ -56,7 +72,11 @@ def _map(figure: "Figure", axis: "Axes", history: History, largest: int) -> None
     orders = history[-1]["orders"]
     axis.set_yticks(range(len(orders)), [f"{m:.0f}" for m in orders])
     axis.set(xlabel="epoch (0 is untrained)", ylabel=f"order of interaction m (n - 2 = {largest})")
-    figure.colorbar(image, ax=axis, label="relative strength J")
+    figure.colorbar(image, ax=axis, label="relative strength J (blank: not resolved)")
+
+
+def _finite(errors: Sequence[float]) -> list[float]:
+    return [0.0 if error != error else error for error in errors]
 
 
 def _places(entry: Mapping[str, Any], largest: int) -> list[float]:

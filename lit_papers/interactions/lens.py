@@ -7,51 +7,70 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_papers.accumulator import float64_device
 from lit_papers.interactions import figures
+from lit_papers.interactions.checks import whole_number
 from lit_papers.interactions.estimator import MultiOrderInteraction
-from lit_papers.interactions.metrics import RelativeInteractionStrength
-from lit_papers.interactions.players import FeaturePlayers, PatchGrid
-from lit_papers.lens import Lens, Moment, Numbers, Subject, class_indices, tensors_in
+from lit_papers.interactions.outputs import Respond, call_network, two_logits
+from lit_papers.interactions.players import Players
+from lit_papers.interactions.samples import balanced
+from lit_papers.interactions.strength import Magnitudes, strength_curve
+from lit_papers.lens import Lens, Moment, Numbers, Subject, class_indices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_READ = 4  # times as many samples as are measured, so that all classes are among them
+
 
 class InteractionLens(Lens):
-    r"""Relative strength J of each order of interaction (Deng et al., ICLR 2022, section 3).
+    r"""Relative strength J of each order of interaction (Deng et al., ICLR 2022, section 3), with bands for noise.
+
+    The samples are drawn from all over the data under a fixed seed, and balanced over their classes: data in folders
+    lie class by class.
 
     Args:
-        players: what is masked: patches of images or features of a table.
-        n_samples: of the data, its first ones; a ``fast_dev_run`` takes one, right or wrong.
+        players: what is masked: patches of images, features of a table, tokens, ...
+        n_samples: how many samples; a ``fast_dev_run`` takes one, right or wrong.
         only_correct: leave out samples that the network misclassifies, as the paper does (not before training).
+        respond: from (network, masked inputs) to logits ``(N, C)``; None calls the network's ``forward``.
+        seed: of samples, pairs and contexts.
         estimator: further arguments of `lit_papers.interactions.estimator.MultiOrderInteraction`.
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: a count is no integer.
     """
 
     name = "interactions"
     reads = "validation"
 
     def __init__(
-        self, players: PatchGrid | FeaturePlayers, n_samples: int = 50, only_correct: bool = True, **estimator: Any
+        self,
+        players: Players,
+        n_samples: int = 50,
+        only_correct: bool = True,
+        respond: Respond | None = None,
+        seed: int = 0,
+        **estimator: Any,
     ) -> None:
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` must be at least 1, got {n_samples}")
         self.players = players
-        self.n_samples = n_samples
+        self.n_samples = whole_number("n_samples", n_samples, least=1)
         self.only_correct = only_correct
+        self.respond = respond
+        self.seed = seed
         self.estimator = estimator
         self.n_forwards = 0
 
     def check(self, subject: Subject) -> tuple[Tensor, Tensor]:
-        """Read the samples, and see that the estimator takes its arguments."""
+        """Read and choose the samples, and see that estimator and network take what they get."""
         self._estimator(subject.network)
-        x, targets = subject.rows(1 if subject.trial else self.n_samples, wanted="samples")
+        wanted = 1 if subject.trial else self.n_samples
+        x, targets = subject.rows(_READ * wanted, wanted="samples", scatter=self.seed)
         with subject.quiet(), subject.twin() as network, subject.precision():
-            logits = _Logits(network)(x[:1])
-        return x, class_indices(targets, logits.shape[1])
+            logits = self._logits(network, x[:1])
+        y = class_indices(targets, logits.shape[1])
+        chosen = balanced(y, wanted, self.seed).to(y.device)
+        return x[chosen], y[chosen]
 
     def look(self, moment: Moment, prepared: tuple[Tensor, Tensor], history: Sequence[Mapping[str, Any]]) -> Numbers:
         """Strength of each order, over the samples of all processes.
@@ -61,85 +80,79 @@ class InteractionLens(Lens):
         """
         x, y = prepared
         processes, subject = moment.processes, moment.subject
-        device = float64_device(subject.device)
-        metric = RelativeInteractionStrength(self._estimator(subject.network).orders).to(device)
-        counts = torch.zeros(3, dtype=torch.float64)  # samples measured, not finite, forwards
+        orders = self._estimator(subject.network).orders
+        shares = torch.zeros(len(y), len(Magnitudes._fields), len(orders), dtype=torch.float64)  # a row a sample
+        counts = torch.zeros(2, dtype=torch.float64)  # not finite, forwards
         with processes.same_fate(), moment.network() as network, torch.autocast(x.device.type, enabled=False):
-            estimator = self._estimator(_Logits(network))
+            estimator = self._estimator(network)
             ids = torch.arange(processes.rank, len(y), processes.size, device=y.device)
             every = moment.untrained or subject.trial or not self.only_correct
-            ids, finite = _chosen(estimator, x, y, ids, every)
-            counts[1] = not finite
+            ids, finite = self._chosen(network, x, y, ids, every, estimator.batch_size)
+            counts[0] = not finite
             if len(ids) and finite:
                 result = estimator(x[ids], y[ids], ids.tolist())
-                metric.update(result.interactions.to(device))
-                counts[0], counts[2] = len(ids), result.n_forwards
-        samples, broken, forwards = processes.sum(counts).tolist()
+                shares[ids.cpu()] = torch.stack(result.magnitudes, dim=1)
+                counts[1] = result.n_forwards
+        broken, forwards = processes.sum(counts).tolist()
+        shares = processes.sum(shares)
         self.n_forwards += int(forwards)
         if broken:
             raise ValueError("the logits are not finite (NaN or infinite)")
-        if not samples:
+        measured = shares[shares[:, Magnitudes._fields.index("number")].any(1)]
+        if not len(measured):
             raise ValueError("no sample is classified correctly")
-        if not metric.update_called:  # this process had no sample; torchmetrics would warn
-            metric.update(torch.empty(0, len(metric.orders), dtype=torch.float64, device=device))
-        computed = metric.compute()
-        return self._numbers(
-            metric.orders, computed["strength"].tolist(), computed["relative_strength"].tolist(), samples, forwards
-        )
+        return self._numbers(orders, Magnitudes(*measured.unbind(1)), float(forwards))
 
     def unknown(self, prepared: tuple[Tensor, Tensor]) -> Numbers:
         """NaN for every order."""
         orders = self._estimator(nn.Identity()).orders
-        unknown = [math.nan] * len(orders)
-        return self._numbers(list(orders), unknown, unknown, math.nan, math.nan)
+        nothing = torch.full((1, len(orders)), math.nan, dtype=torch.float64)
+        return self._numbers(orders, Magnitudes(*[nothing] * len(Magnitudes._fields)), math.nan) | {
+            "n_samples": math.nan
+        }
 
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """J against order, S against order (log), and J as a map of orders by measured epochs."""
         return figures.strength(history, self.players.n_players)
 
-    def _numbers(
-        self, orders: list[int], strength: list[float], relative: list[float], samples: float, forwards: float
-    ) -> Numbers:
-        by_order = list(zip(orders, strength, relative, strict=True))
+    def _numbers(self, orders: list[int], rows: Magnitudes, forwards: float) -> Numbers:
+        curve = strength_curve(rows)
         largest = max(1, self.players.n_players - 2)
-        total = sum(relative) or 1.0
+        place = torch.tensor(orders, dtype=torch.float64)
+        known = ~curve.relative_strength.isnan()
+        centroid = (place * curve.relative_strength)[known].sum() / curve.relative_strength[known].sum() / largest
+        by_order: Numbers = {}
+        for key, values in (("J", curve.relative_strength), ("S", curve.strength), ("floor", curve.noise_floor)):
+            by_order |= {f"{key}/m{m}": value for m, value in zip(orders, values.tolist(), strict=True)}
         return {
-            "orders": [float(m) for m in orders],
-            "strength": strength,
-            "relative_strength": relative,
-            **{f"J/m{m}": j for m, _, j in by_order},
-            **{f"S/m{m}": s for m, s, _ in by_order},
-            "J_centroid": sum(m * j for m, _, j in by_order) / largest / total,
-            "n_samples": float(samples),
-            "n_forwards": float(forwards),
+            "orders": place.tolist(),
+            "strength": curve.strength.tolist(),
+            "strength_low": curve.strength_band[0].tolist(),
+            "strength_high": curve.strength_band[1].tolist(),
+            "strength_error": curve.strength_error.tolist(),
+            "relative_strength": curve.relative_strength.tolist(),
+            "relative_low": curve.relative_band[0].tolist(),
+            "relative_high": curve.relative_band[1].tolist(),
+            "relative_error": curve.relative_error.tolist(),
+            "noise_floor": curve.noise_floor.tolist(),
+            **by_order,
+            "J_centroid": centroid.item(),
+            "n_samples": float(len(rows.number)),
+            "n_forwards": forwards,
         }
 
     def _estimator(self, model: nn.Module) -> MultiOrderInteraction:
-        return MultiOrderInteraction(model, self.players, **self.estimator)
+        return MultiOrderInteraction(model, self.players, seed=self.seed, respond=self._logits, **self.estimator)
 
+    def _logits(self, network: nn.Module, x: Any) -> Tensor:
+        return two_logits(call_network(network, x, self.respond))
 
-def _chosen(estimator: MultiOrderInteraction, x: Tensor, y: Tensor, ids: Tensor, every: bool) -> tuple[Tensor, bool]:
-    """Which samples to measure, and whether their logits are finite."""
-    if not len(ids):
-        return ids, True
-    logits = torch.cat([estimator.model(x[part]) for part in torch.split(ids, estimator.batch_size)])
-    finite = bool(torch.isfinite(logits).all())
-    return (ids if every else ids[logits.argmax(dim=1) == y[ids]]), finite
-
-
-class _Logits(nn.Module):
-    """A stranger's module, of whose output only the logits are wanted."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        output = self.module(x)
-        for tensor in tensors_in(output):
-            if tensor.ndim == 2 and tensor.is_floating_point() and len(tensor) == len(x):
-                return tensor
-        raise TypeError(
-            f"forward of {type(self.module).__name__} must return logits (N, C), alone or first among other tensors, "
-            f"got {type(output).__name__}"
-        )
+    def _chosen(
+        self, network: nn.Module, x: Tensor, y: Tensor, ids: Tensor, every: bool, batch_size: int
+    ) -> tuple[Tensor, bool]:
+        """Which samples to measure, and whether their logits are finite."""
+        if not len(ids):
+            return ids, True
+        logits = torch.cat([self._logits(network, x[part]) for part in torch.split(ids, batch_size)])
+        finite = bool(torch.isfinite(logits).all())
+        return (ids if every else ids[logits.argmax(dim=1) == y[ids]]), finite

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_papers.interactions.functional import nested_masks, order_loss
-from lit_papers.interactions.players import FeaturePlayers, PatchGrid
+from lit_papers.interactions.outputs import find_outputs, two_logits
+from lit_papers.interactions.players import Players
 
 # What the authors train with to get networks of low, middle and high order (train.sh of their repository).
 ORDER_BIAS: dict[str, dict[str, tuple[float, float]]] = {
@@ -32,9 +33,10 @@ class InteractionOrderLoss(nn.Module):
     expectation :math:`\Delta u` contains the orders :math:`0 \ldots s_2 - 2`, most of all :math:`s_1 - 1`, with the
     weights of `lit_papers.interactions.functional.delta_u_weights` (Deng et al., ICLR 2022, section 4).
 
-    The two masked passes run in the model's current mode, with dropout drawn anew in each, but **no buffer of the
-    model keeps what they did to it**: batch norm normalises by the masked batch, while its running statistics and
-    ``num_batches_tracked`` go on counting the ordinary passes alone.
+    The clean batch and both masked ones go through the model **side by side, as one batch** in its current mode: a
+    masked batch by itself can be one image many times, of variance 0, by which batch norm would divide, so that
+    gradients grow by 1 / sqrt(eps) = 316 a layer. No buffer of the model keeps what this pass did to it: running
+    statistics and ``num_batches_tracked`` go on counting the ordinary passes alone.
 
     Args:
         players: what is masked.
@@ -49,6 +51,7 @@ class InteractionOrderLoss(nn.Module):
     Raises:
         ValueError: a share is out of its range, the two sets have the same size, or ``mode`` or ``ratio`` is unknown.
 
+    >>> from lit_papers.interactions.players import FeaturePlayers
     >>> loss = InteractionOrderLoss(FeaturePlayers(4), 0.5, 1.0, "penalize")
     >>> loss(nn.Linear(4, 2), torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)).item() > -math.log(2)
     True
@@ -58,7 +61,7 @@ class InteractionOrderLoss(nn.Module):
 
     def __init__(
         self,
-        players: PatchGrid | FeaturePlayers,
+        players: Players,
         r1: float,
         r2: float,
         mode: Literal["encourage", "penalize"],
@@ -99,7 +102,7 @@ class InteractionOrderLoss(nn.Module):
         """The difference of logits that contains the interactions.
 
         Args:
-            model: from a batch to logits ``(B, C)``.
+            model: a network whose output is, or holds, logits ``(B, C)`` or one logit ``(B,)`` of two classes.
             x: samples, ``(B, ...)``.
             generator: of the permutations, on the CPU; None draws from the global random state.
 
@@ -107,10 +110,16 @@ class InteractionOrderLoss(nn.Module):
             Logits ``(B, C)``.
         """
         smaller, larger = nested_masks(len(x), self.players.n_players, self.s1, self.s2, generator, x.device)  # (B, n)
-        u1, u2 = (self._masked_pass(model, x, keep) for keep in (smaller, larger))  # (B, C)
+        baseline = self.baseline.to(x.dtype)
+        together = torch.cat([x, self.players(x, smaller, baseline), self.players(x, larger, baseline)])  # (3 B, ...)
+        # the model writes into copies of its buffers; putting old values back would break the backward pass
+        copies: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        logits = two_logits(find_outputs(functional_call(model, copies, (together,))))  # (3 B, C)
+        _, u1, u2 = torch.split(logits, len(x))
         # under mixed precision logits are rounded already; their difference need not be
         wide = torch.promote_types(u1.dtype, torch.float32)
-        return u2.to(wide) - self.q * u1.to(wide)
+        difference: Tensor = u2.to(wide) - self.q * u1.to(wide)
+        return difference
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss times ``weight``.
@@ -129,10 +138,3 @@ class InteractionOrderLoss(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows of the arguments."""
         return f"r1={self.r1}, r2={self.r2}, mode={self.mode!r}, weight={self.weight}, ratio={self.ratio!r}"
-
-    def _masked_pass(self, model: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
-        # the model writes into copies of its buffers; putting old values back would break the backward pass
-        copies: dict[str, Any] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        masked = self.players(x, keep, self.baseline.to(x.dtype))
-        logits: Tensor = functional_call(model, copies, (masked,))
-        return logits

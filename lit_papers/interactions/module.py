@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_papers.interactions.losses import InteractionOrderLoss
-from lit_papers.interactions.players import FeaturePlayers, PatchGrid
+from lit_papers.interactions.players import Players
 
 
 class OrderBiasedClassifier(LightningModule):
@@ -40,6 +40,7 @@ class OrderBiasedClassifier(LightningModule):
     Raises:
         ValueError: an argument is out of its range, or ``players`` is missing where a loss needs them.
 
+    >>> from lit_papers.interactions.players import FeaturePlayers
     >>> OrderBiasedClassifier(nn.Linear(4, 2), FeaturePlayers(4), encourage=(0.5, 1.0))(torch.zeros(3, 4)).shape
     torch.Size([3, 2])
     """
@@ -47,7 +48,7 @@ class OrderBiasedClassifier(LightningModule):
     def __init__(
         self,
         backbone: nn.Module,
-        players: PatchGrid | FeaturePlayers | None = None,
+        players: Players | None = None,
         encourage: tuple[float, float] | None = None,
         penalize: tuple[float, float] | None = None,
         encourage_weight: float = 1.0,
@@ -92,7 +93,7 @@ class OrderBiasedClassifier(LightningModule):
         return cast(Tensor, self.backbone(x))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """One step; each bias costs two more passes."""
+        """One step; each bias costs a pass of three times the batch."""
         x, y = batch
         logits = self(x)
         losses = {"loss_cls": nn.functional.cross_entropy(logits, y)}
@@ -135,7 +136,7 @@ class OrderBiasedClassifier(LightningModule):
         self.log(f"{prefix}/acc", self.eval_accuracy, prog_bar=True)
 
 
-def _needed(players: PatchGrid | FeaturePlayers | None, mode: str) -> PatchGrid | FeaturePlayers:
+def _needed(players: Players | None, mode: str) -> Players:
     if players is None:
         raise ValueError(f"`{mode}` masks players: pass `players`, such as PatchGrid(4) or FeaturePlayers(14)")
     return players

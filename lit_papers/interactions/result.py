@@ -1,18 +1,21 @@
 """What an estimate of multi-order interactions gives: the numbers, their errors, a curve, a file."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from lit_papers.interactions.functional import interaction_strength, learning_strength, relative_strength
+from lit_papers.interactions.functional import learning_strength
+from lit_papers.interactions.strength import Magnitudes, StrengthCurve, strength_curve
 from lit_papers.plotting import STYLES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_PER_SAMPLE = ("interactions", "cross_fitted", "se", "order_error", "unseen", "rounding", "n_contexts", "pairs")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,13 @@ class InteractionResult:
 
     Attributes:
         interactions: I^(m)(i, j), float64, ``(B, P, M)``.
-        se: standard errors, float64, ``(B, P, M)``: 0 where all contexts were evaluated, NaN where one cannot tell.
+        cross_fitted: magnitudes that are at most |I| on average, float64, ``(B, P, M)``; see
+            `lit_papers.interactions.strength`.
+        se: standard errors, float64, ``(B, P, M)``: 0 only where all contexts were evaluated, NaN where one cannot
+            tell. Where the drawn contexts happen to agree it bounds what was not seen.
+        order_error: standard errors of mean magnitudes over pairs, float64, ``(B, M)``.
+        unseen: what contexts that were not drawn may add to them, float64, ``(B, M)``.
+        rounding: what rounding does to an interaction, as a standard deviation, float64, ``(B,)``.
         n_contexts: evaluated contexts, int64, ``(B, P, M)``.
         pairs: int64, ``(B, P, 2)``.
         orders: m of each column.
@@ -30,7 +39,11 @@ class InteractionResult:
     """
 
     interactions: Tensor
+    cross_fitted: Tensor
     se: Tensor
+    order_error: Tensor
+    unseen: Tensor
+    rounding: Tensor
     n_contexts: Tensor
     pairs: Tensor
     orders: list[int]
@@ -38,35 +51,48 @@ class InteractionResult:
     n_forwards: int
 
     @property
+    def magnitudes(self) -> Magnitudes:
+        """What each sample contributes to the strength of each order."""
+        known = ~self.interactions.isnan()
+        return Magnitudes(
+            upper=self.interactions.abs().nansum(1),
+            lower=self.cross_fitted.sum(1),
+            number=known.sum(1).double(),
+            error=self.order_error,
+            unseen=self.unseen,
+            noise=self.se.nanmean(1),
+            rounding=self.rounding[:, None].expand(-1, len(self.orders)),
+        )
+
+    @property
+    def curve(self) -> StrengthCurve:
+        """Strength of each order with its errors."""
+        return strength_curve(self.magnitudes)
+
+    @property
     def strength(self) -> Tensor:
-        """S^(m), float64, ``(M,)``."""
-        return interaction_strength(self.interactions)
+        """S^(m), corrected for noise, float64, ``(M,)``; NaN where noise and rounding hide it."""
+        return self.curve.strength
 
     @property
     def relative_strength(self) -> Tensor:
-        """J^(m), float64, ``(M,)``, of mean 1; it depends on which orders were measured."""
-        return relative_strength(self.strength)
+        """J^(m), float64, ``(M,)``; it depends on which orders were measured. NaN where S is."""
+        return self.curve.relative_strength
 
     @property
     def noise_floor(self) -> Tensor:
-        """What S^(m) would be if all interactions were zero, float64, ``(M,)``: sqrt(2/pi) times the mean error."""
-        floor: Tensor = (2 / torch.pi) ** 0.5 * self.se.reshape(-1, len(self.orders)).nanmean(0)
-        return floor
+        """What a mean magnitude would be if all interactions were zero, by noise and rounding: float64, ``(M,)``."""
+        return self.curve.noise_floor
 
     @property
     def relative_error(self) -> Tensor:
         """Standard error of J^(m) over samples, float64, ``(M,)``, by the jackknife; NaN for one sample."""
-        samples = len(self.interactions)
-        if samples < 2:
-            return torch.full((len(self.orders),), torch.nan, dtype=torch.float64)
-        each = self.interactions.abs().nanmean(1)  # (B, M)
-        without = (each.nansum(0) - each.nan_to_num()) / (samples - 1)  # of all samples but one
-        curves = without / without.mean(1, keepdim=True)
-        spread = (curves - curves.mean(0)).square().sum(0) * (samples - 1) / samples
-        return spread.sqrt()
+        return self.curve.relative_error
 
     def plot(self, ax: "Axes | None" = None, theory_players: int | None = None) -> "tuple[Figure, Axes]":
-        """J against m / (n - 2), with its error over samples and the noise floor.
+        """J against m / (n - 2): error bars over samples, a band for noise and rounding, and the noise floor.
+
+        Orders that are not resolved have no point, only the band that ends where their J may be at most.
 
         Args:
             ax: to draw on; None for a new figure.
@@ -81,18 +107,25 @@ class InteractionResult:
         else:
             figure = cast("Figure", ax.get_figure(root=True))
         share = [order / max(self.n_players - 2, 1) for order in self.orders]
+        curve = self.curve
+        scale = curve.strength.nanmean()
+        draw_band(ax, share, curve.relative_band)
         ax.errorbar(
-            share, self.relative_strength.tolist(), self.relative_error.nan_to_num().tolist(), capsize=2, markersize=4,
-            label="measured", **STYLES[0],
+            share, curve.relative_strength.tolist(), curve.relative_error.nan_to_num().tolist(), capsize=2,
+            markersize=4, label="measured", **STYLES[0],
         )  # fmt: skip
-        floor = self.noise_floor / self.strength.mean()
-        if (floor > 0).any():
-            ax.plot(share, floor.tolist(), label="if all were noise", **{**STYLES[1], "marker": ""})
+        if scale > 0:
+            floor = (curve.noise_floor / scale).tolist()
+            ax.plot(share, floor, label="noise floor", **{**STYLES[1], "marker": ""})
         if theory_players is not None:
             theory = learning_strength(theory_players)
             at = torch.linspace(0, 1, len(theory)).tolist()
-            curve = (theory / theory.mean()).tolist()
-            ax.plot(at, curve, label=f"theory, {theory_players} players", **{**STYLES[2], "marker": ""})
+            ax.plot(
+                at,
+                (theory / theory.mean()).tolist(),
+                label=f"theory, {theory_players} players",
+                **{**STYLES[2], "marker": ""},
+            )
         ax.set(xlabel="order m / (n - 2)", ylabel=r"relative strength $J^{(m)}$")
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
@@ -111,12 +144,16 @@ class InteractionResult:
     @staticmethod
     def join(parts: "list[InteractionResult]") -> "InteractionResult":
         """The samples of several results, which have the same orders and players."""
-        return InteractionResult(
-            torch.cat([part.interactions for part in parts]),
-            torch.cat([part.se for part in parts]),
-            torch.cat([part.n_contexts for part in parts]),
-            torch.cat([part.pairs for part in parts]),
-            orders=parts[0].orders,
-            n_players=parts[0].n_players,
-            n_forwards=sum(part.n_forwards for part in parts),
-        )
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _PER_SAMPLE}
+        return replace(parts[0], n_forwards=sum(part.n_forwards for part in parts), **joined)
+
+
+def draw_band(ax: "Axes", place: "list[float]", band: Tensor) -> None:
+    """Shade what noise and rounding leave open.
+
+    Args:
+        ax: to draw on.
+        place: of each order.
+        band: lower and upper ends, ``(2, M)``.
+    """
+    ax.fill_between(place, band[0].tolist(), band[1].tolist(), color="0.85", linewidth=0, zorder=0, label="95 % band")

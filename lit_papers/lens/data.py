@@ -190,6 +190,29 @@ def is_indexed(loader: Any) -> bool:
     )
 
 
+def scattered(loader: DataLoader[Any], max_batches: int | None, seed: int) -> DataLoader[Any]:
+    """The samples of a loader in an order that a seed decides, the same on every process.
+
+    Args:
+        loader: that is indexed.
+        max_batches: of its own order, whose samples take part; None for all.
+        seed: of the order.
+
+    Returns:
+        A loader of the same batch size; where a sample is a batch, of the same batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    plan = list(_plan(loader, max_batches))
+    if loader.batch_sampler is None:
+        order = torch.randperm(len(plan), generator=generator).tolist()
+        return _fresh(loader, batch_size=None, sampler=[plan[place] for place in order])
+    samples = [index for batch in plan for index in batch]
+    order = torch.randperm(len(samples), generator=generator).tolist()
+    size = max(map(len, plan), default=1)
+    batches = [[samples[place] for place in order[start : start + size]] for start in range(0, len(order), size)]
+    return _fresh(loader, batch_sampler=batches)
+
+
 def _shares_itself_out(loader: DataLoader[Any]) -> bool:
     """Whether a sampler gives each process a part that we cannot see through: then each reads what it is given."""
     batch_sampler: Any = loader.batch_sampler

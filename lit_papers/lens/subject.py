@@ -176,11 +176,15 @@ class Subject:
         self.asked.append(key)
         return key
 
-    def rows(self, most: int | None = None, *, wanted: str = "samples") -> tuple[Tensor, Tensor]:
-        """The first samples, whole and the same on every process.
+    def rows(
+        self, most: int | None = None, *, wanted: str = "samples", scatter: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The first samples, or samples from all over the data, whole and the same on every process.
 
         Args:
             most: how many; None reads all.
+            scatter: seed of the order in which indexed data are read; None reads them in their own, in which one class
+                may come after the other.
             wanted: what they are called in a refusal.
 
         Returns:
@@ -198,8 +202,10 @@ class Subject:
                     f"the {self.reads} data cannot be read in an order that is the same on every process (an iterable "
                     "dataset, or not a DataLoader): pass `dataloader`, one that can"
                 )
-            reading = data.Reading(self.loader, data.alone(), self._limit())
-            for batch, _ in reading:
+            loader, limit = self.loader, self._limit()
+            if scatter is not None and data.is_indexed(loader):
+                loader, limit = data.scattered(loader, limit, scatter), None
+            for batch, _ in data.Reading(loader, data.alone(), limit):
                 x, y = (self.unpack or unpack_batch)(self.to_device(batch))
                 if not isinstance(x, Tensor) or not isinstance(y, Tensor):
                     found = f"({type(x).__name__}, {type(y).__name__})"

@@ -146,3 +146,36 @@ def test_exact_enumeration_of_fourteen_players() -> None:
         f"\n14 players: {exact.estimate_forwards()} forwards instead of {independent.estimate_forwards()}, {gain:.1f}x"
     )
     assert gain > 28
+
+
+@pytest.mark.parametrize("n", [16, 64, 256, 1024])
+def test_overhead_of_a_masked_row(n: int) -> None:
+    """Planning, masking and averaging, beside a network that does next to nothing: features as they are."""
+
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :2] * self.scale
+
+    x, y = torch.randn(4, n), torch.zeros(4, dtype=torch.int64)
+    pairs = torch.combinations(torch.arange(n))[:: max(1, n * (n - 1) // 2 // 120)]
+    estimate = MultiOrderInteraction(Nothing(), FeaturePlayers(n), pairs=pairs, n_contexts=25, method="sampled")
+    estimate(x, y)
+    begin = time.process_time()
+    found = estimate(x, y)
+    whole = time.process_time() - begin
+    masked = torch.randn(1024, n)
+    begin = time.process_time()
+    for _ in range(max(1, found.n_forwards // 1024)):
+        with torch.inference_mode():
+            log_odds(estimate.model(masked).double(), torch.zeros(1024, dtype=torch.int64))
+    model = time.process_time() - begin
+    overhead = 1e6 * (whole - model) / found.n_forwards
+    print(
+        f"\n{n} players: {found.n_forwards / 4:.0f} masked rows a sample, {overhead:.2f} microseconds each besides the model"
+    )
+    if n == 16:
+        assert overhead <= 3

@@ -119,7 +119,8 @@ def test_counts_of_forwards() -> None:
         mlp(14), FeaturePlayers(14), pairs=10, n_contexts=9, orders=[2, 6], method="sampled"
     )
     wide = torch.randn(2, 14)
-    assert sampled(wide, y).n_forwards <= sampled.estimate_forwards(2) == 2 * 4 * 10 * 18
+    assert sampled(wide, y).n_forwards == sampled.estimate_forwards(2) < 2 * 4 * 10 * 18
+    assert sampled(wide, y, [7, 3]).n_forwards == sampled.estimate_forwards(2, [7, 3])
 
 
 def test_fourteen_players_are_exact_by_default() -> None:
@@ -179,7 +180,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     explain, calls = MultiOrderInteraction._explain, []
 
     def fail_at_the_third(self: Any, *arguments: Any) -> Any:
-        calls.append(arguments[-1])
+        calls.append(arguments[2])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return explain(self, *arguments)
@@ -189,7 +190,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         estimate()(x, y, partial=tmp_path / "partial.pt")
     found = estimate()(x, y, partial=tmp_path / "partial.pt")
     assert calls == [0, 1, 2, 2, 3]
-    for name in ("interactions", "se", "n_contexts", "pairs"):
+    for name in ("interactions", "cross_fitted", "se", "order_error", "rounding", "n_contexts", "pairs"):
         assert torch.equal(getattr(found, name), getattr(whole, name))
     assert found.n_forwards == whole.n_forwards
     for other, samples in ((estimate(seed=3), x), (estimate(n_contexts=7), x), (estimate(), x + 1)):
@@ -203,7 +204,7 @@ def test_a_budget_refuses_before_any_work() -> None:
 
     refusing = estimate("exact", max_forwards=700)
     refusing.model.register_forward_pre_hook(fail)
-    with pytest.raises(ValueError, match=r"768 masked inputs, more than `max_forwards`=700: lower `pairs`"):
+    with pytest.raises(ValueError, match=r"this needs 768 masked inputs, more than `max_forwards`=700: lower `pairs`"):
         refusing(*table(3))
 
 
@@ -218,7 +219,8 @@ def test_results_are_saved_and_drawn(tmp_path: Path) -> None:
     assert axis.get_xlabel() == "order m / (n - 2)"
     assert found.plot(axis)[0] is figure
     assert found.relative_strength.mean().item() == pytest.approx(1)
-    assert torch.allclose(found.noise_floor, (2 / torch.pi) ** 0.5 * found.se.mean((0, 1)))
+    expected = (2 / torch.pi) ** 0.5 * (found.se.mean((0, 1)).square() + found.rounding.mean().square()).sqrt()
+    assert torch.allclose(found.noise_floor, expected, rtol=1e-12)
     assert found.relative_error.isfinite().all()
     assert estimate()(*table(1)).relative_error.isnan().all()
 

@@ -38,10 +38,48 @@ def test_the_attack_is_as_strong_as_its_steps() -> None:
     model = linear(1.0, 1.0, 1.0)
     y = (x.sum(dim=1) > 0).long()
     none, few, many = (
-        pgd_accuracy(model, x, y, 0.5, steps=steps, generator=torch.Generator().manual_seed(1))
+        pgd_accuracy(model, x, y, 0.5, step_size=0.01, steps=steps, generator=torch.Generator().manual_seed(1))
         for steps in (0, 20, 120)
     )
     assert many < few < none < 1
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_scale_of_the_logits_changes_nothing(classes: int) -> None:
+    """It changes no decision; but a saturated softmax has no gradient, and a flat one looks at all classes alike."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, classes))
+    x = torch.randn(500, 6)
+    y = network(x).argmax(1)
+    found = {}
+    for scale in (1e-6, 1.0, 1e3, 1e6):
+        scaled = nn.Sequential(network, Scale(scale))
+        found[scale] = pgd_accuracy(scaled, x, y, 0.3, steps=20, generator=torch.Generator().manual_seed(0))
+    assert 0.05 < found[1.0] < 0.9
+    assert max(found.values()) - min(found.values()) <= 0.03
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.factor * logits
+
+
+def test_restarts_mislead_more_and_one_logit_will_do() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 1))
+    for layer in (network[0], network[2]):
+        nn.init.normal_(layer.weight, std=2.0)
+    x = torch.randn(400, 4)
+    y = (network(x)[:, 0] > 0).long()
+    found = [
+        pgd_accuracy(network, x, y, 0.3, steps=10, restarts=restarts, generator=torch.Generator().manual_seed(0))
+        for restarts in (1, 5)
+    ]
+    assert found[1] < found[0] < 1
 
 
 def test_inputs_need_no_bounds() -> None:
@@ -101,6 +139,7 @@ def test_a_generator_leaves_the_global_state_alone() -> None:
         ({"eps": float("nan")}, "`eps` must be >= 0, got nan"),
         ({"step_size": 0.0}, "`step_size` must be > 0, got 0.0"),
         ({"steps": -1}, "`steps` must be >= 0, got -1"),
+        ({"restarts": 0}, "`restarts` must be at least 1, got 0"),
         ({"y": torch.zeros(2).long()}, "3 samples in `x`, but 2 classes in `y`"),
         ({"x": torch.zeros(0, 2), "y": torch.zeros(0).long()}, "`x` has no samples"),
     ],

@@ -14,6 +14,7 @@ import yaml
 from lit_papers import catalog
 from lit_papers.interactions import experiment
 from lit_papers.interactions.experiment import Attack, Cell, comparison_figure, main, masking_figure, run_cell, table
+from lit_papers.interactions.samples import balanced
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def tiny(tmp_path: Path) -> str:
     config = yaml.safe_load((catalog.CONFIG_FOLDER / "interactions/digits.yaml").read_text())
     (callback,) = config["trainer"]["callbacks"]
     callback["init_args"] |= {"players": {**callback["init_args"]["players"], "init_args": {"grid": 2}}}
-    callback["init_args"] |= {"n_samples": 2, "every_n_epochs": 1, "only_correct": False}
+    callback["init_args"] |= {"n_samples": 2, "epochs": 1, "only_correct": False}
     config["trainer"]["max_epochs"] = 1
     config["model"]["init_args"]["players"] = callback["init_args"]["players"]
     path = tmp_path / "tiny.yaml"
@@ -61,7 +62,7 @@ def test_the_command_runs_keeps_and_reports(tiny: str, tmp_path: Path, capsys: p
         config = yaml.safe_load((out / f"{bias}_0/config.yaml").read_text())
         assert config["model"]["init_args"]["encourage"] == encourage
         assert config["seed_everything"] == 0
-        assert (out / f"{bias}_0/interaction_strength.png").is_file()
+        assert (out / f"{bias}_0/interactions.png").is_file()
         found = json.loads((out / f"{bias}_0/cell.json").read_text())
         assert len(found["random"]) == len(found["border"]) == 11
         assert found["random"][10] == found["border"][10], "nothing is left either way"
@@ -116,7 +117,7 @@ def test_a_network_that_learned_nothing_is_not_taken_for_its_control(tiny: str, 
     text = Path(tiny).read_text()
     Path(tiny).write_text(text.replace("only_correct: false", "only_correct: true").replace("samples: 2", "samples: 1"))
     complaint = pytest.raises(ValueError, match="normal, seed 0: after training no sample is classified correctly")
-    with pytest.warns(UserWarning, match="nothing is recorded"), complaint:
+    with pytest.warns(UserWarning, match="nothing measured after epoch"), complaint:
         run_cell(tiny, "normal", 0, tmp_path / "x", Attack(), ["--model.lr=1e-30"])
 
 
@@ -156,8 +157,19 @@ def test_the_figure_compares_biases_with_the_control() -> None:
     assert [label.get_text() for label in accuracy.get_xticklabels()] == labels[:4]
 
 
-def test_the_first_test_samples_are_attacked() -> None:
-    loader = [(torch.full((3, 2), float(k)), torch.full((3,), k)) for k in range(4)]
-    x, y = experiment._first(loader, 5)
-    assert y.tolist() == [0, 0, 0, 1, 1]
-    assert x.shape == (5, 2)
+def test_test_samples_of_all_classes_are_attacked() -> None:
+    """Folders list a class after the other."""
+    loader = [(torch.full((30, 2), float(k)), torch.full((30,), k)) for k in range(4)]
+    x, y = experiment._balanced(loader, 10)
+    assert sorted(torch.bincount(y).tolist()) == [2, 2, 3, 3]
+    assert torch.equal(x[:, 0], y.float())
+
+
+def test_every_first_part_of_a_balanced_choice_is_balanced() -> None:
+    labels = torch.arange(5).repeat_interleave(torch.tensor([40, 3, 40, 10, 7]))
+    for wanted in (5, 12, 40, 100, 1000):
+        counts = torch.bincount(labels[balanced(labels, wanted)], minlength=5)
+        assert counts.sum() == min(wanted, 100)
+        assert (counts >= torch.minimum(torch.bincount(labels), torch.tensor(wanted // 5))).all()
+    assert torch.equal(balanced(labels, 100)[:12], balanced(labels, 12))
+    assert not torch.equal(balanced(labels, 12), balanced(labels, 12, seed=1))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lit_papers.interactions import losses
 from lit_papers.interactions.functional import delta_u_weights, exact_interactions, nested_masks
 from lit_papers.interactions.losses import ORDER_BIAS, InteractionOrderLoss
+from lit_papers.interactions.module import OrderBiasedClassifier
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid
 
 N = 8
@@ -113,17 +115,18 @@ def images(count: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
 
 
 def plain(loss: InteractionOrderLoss, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
-    """The definition, sample by sample, with the same draws."""
+    """The definition, sample by sample, with the same draws; batch norm sees clean and masked samples together."""
     n, cell = loss.players.n_players, 8 // 4
     sets = nested_masks(len(x), n, loss.s1, loss.s2, torch.Generator().manual_seed(seed))
-    logits = []
+    batches = [x]
     for keep in sets:
         masked = x.clone()
         for b, p in itertools.product(range(len(x)), range(n)):
             if not keep[b, p]:
                 row, column = divmod(p, 4)
                 masked[b, :, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = 0
-        logits.append(model(masked))
+        batches.append(masked)
+    logits = model(torch.cat(batches)).split(len(x))[1:]
     factor = loss.s2 / loss.s1 if loss.s1 else 1
     probabilities = (logits[1] - factor * logits[0]).softmax(dim=1)
     if loss.mode == "encourage":
@@ -164,6 +167,58 @@ def test_masked_passes_leave_no_mark_on_batch_norm() -> None:
         total.backward()
     torch.testing.assert_close(dict(biased.named_buffers()), dict(unbiased.named_buffers()), rtol=0, atol=0)
     assert biased[1].num_batches_tracked == 6
+
+
+def gradient_norms(network: nn.Module, bias: str, steps: int) -> list[float]:
+    """Of a few steps of SGD on random images."""
+    torch.manual_seed(0)
+    module = OrderBiasedClassifier(network.train(), PatchGrid(4), **ORDER_BIAS[bias])
+    optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
+    pictures, labels, norms = torch.randn(16, 3, 32, 32), torch.arange(16) % 10, []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        total = nn.functional.cross_entropy(module(pictures), labels)
+        for order_loss in module.order_losses.values():
+            total = total + order_loss(network, pictures, labels)
+        total.backward()
+        norms.append(torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm().item())
+        optimizer.step()
+    return norms
+
+
+def deep_with_batch_norm() -> nn.Module:
+    layers: list[nn.Module] = []
+    for channels in (3, 8, 8, 8):
+        layers += [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def resnet18() -> nn.Module:
+    return pytest.importorskip("torchvision").models.resnet18(num_classes=10)
+
+
+def mobilenet() -> nn.Module:
+    return pytest.importorskip("torchvision").models.mobilenet_v2(num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("build", "steps"),
+    [
+        (deep_with_batch_norm, 5),
+        pytest.param(resnet18, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param(mobilenet, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_no_bias_blows_up_a_network_with_batch_norm(build: Callable[[], nn.Module], steps: int) -> None:
+    """Where nobody is present, a batch is one image many times, of variance 0."""
+    found = {}
+    for bias in ORDER_BIAS:
+        torch.manual_seed(0)
+        found[bias] = gradient_norms(build(), bias, steps)
+    limit = 100 * max(found["normal"])
+    print({bias: f"{max(norms) / max(found['normal']):.2f}x" for bias, norms in found.items()})
+    for bias, norms in found.items():
+        assert all(norm <= limit for norm in norms), (bias, norms)  # NaN is not
 
 
 class Strange(nn.Module):

@@ -44,14 +44,14 @@ def fit(config: str, *arguments: str) -> dict[str, float]:
 @pytest.mark.slow
 def test_a_digit_classifier_favours_simple_interactions(tmp_path: Path) -> None:
     """Exact, n = 16: most strength at order 0, least in between (Deng et al., figure 1)."""
-    budget = small("PatchGrid", {"grid": 4}, n_samples=3, method="exact", baseline=-0.39, every_n_epochs=99)
+    budget = small("PatchGrid", {"grid": 4}, n_samples=3, method="exact", baseline=-0.39, epochs=99)
     found = fit("interactions/digits", "--config", budget, "--trainer.max_epochs=10")
     j = [found[f"interactions/J/m{m}"] for m in range(15)]
     assert j[0] >= 1.15
     assert 0 < j.index(min(j)) < 14
     assert sum(j) == pytest.approx(15, rel=1e-5)
     assert found["val/acc"] > 0.9
-    assert (tmp_path / "runs/interactions/digits/version_0/interaction_strength.png").is_file()
+    assert (tmp_path / "runs/interactions/digits/version_0/interactions.png").is_file()
 
 
 @pytest.mark.parametrize("bias", [pytest.param("normal", marks=pytest.mark.slow), "mid"])
