@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment, open_study
+from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment, open_study
 
 
 class ReportToStudy(EarlyStopping):

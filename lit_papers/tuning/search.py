@@ -26,11 +26,11 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_papers.mistakes import INTERRUPTED, TERMINATED
+from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
 from lit_papers.tuning.storage import HEARTBEAT, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
-from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment
 
-# user attributes, beside those of lit_papers.tuning.trial
+# user attributes, beside those of lit_papers.tuning.assignment
 SWEEP, LOCK, REASON, ATTEMPT, KILLED = "sweep", "lock", "reason", "attempt", "killed"
 SAMPLERS: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
     # unseeded: a seed would draw the same values again after a restart, and on every machine of a shared study

@@ -175,7 +175,8 @@ def test_overhead_of_a_masked_row(n: int) -> None:
     model = time.process_time() - begin
     overhead = 1e6 * (whole - model) / found.n_forwards
     print(
-        f"\n{n} players: {found.n_forwards / 4:.0f} masked rows a sample, {overhead:.2f} microseconds each besides the model"
+        f"\n{n} players: {found.n_forwards / 4:.0f} masked rows a sample, "
+        f"{overhead:.2f} microseconds each besides the model"
     )
     if n == 16:
         assert overhead <= 3

@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
+from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
 from lit_papers.tuning.report import ReportToStudy
 from lit_papers.tuning.storage import open_storage
-from lit_papers.tuning.trial import LOGGED, PRUNED, VALUE, Assignment
 
 
 class Logs(LightningModule):

@@ -39,7 +39,8 @@ if "--print_config" in sys.argv:
     print("played: true")
     sys.exit()
 x = json.load(open([word for word in sys.argv if word.endswith(".json")][0]))["x"]
-from lit_papers.tuning.trial import Assignment, open_study, end_with_parent
+from lit_papers.tuning.assignment import Assignment, open_study
+from lit_papers.tuning.trial import end_with_parent
 end_with_parent()
 with open("started", "a") as begun:
     begun.write(f"{{os.getpid()}} {{x}}\\n")
