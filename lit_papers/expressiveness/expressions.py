@@ -58,7 +58,8 @@ class Expression:
         bare = frozenset({own}) if len(own) == 2 else frozenset[frozenset[str]]()
         self._set("pairs", bare.union(*(child.pairs for child in children)))
         # nested layers double their tree with each layer: compare and hash by a digest that is computed once
-        parts = (_digest_of(getattr(self, name)) for name in self.__match_args__)
+        names: tuple[str, ...] = self.__match_args__
+        parts = (_digest_of(getattr(self, name)) for name in names)
         self._set("_digest", hashlib.blake2b(type(self).__name__.encode() + b"".join(parts), digest_size=16).digest())
 
     def _set(self, name: str, value: object) -> None:

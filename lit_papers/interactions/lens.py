@@ -14,7 +14,7 @@ from lit_papers.interactions.outputs import Respond, call_network, two_logits
 from lit_papers.interactions.players import Players
 from lit_papers.interactions.samples import balanced
 from lit_papers.interactions.strength import Magnitudes, strength_curve
-from lit_papers.lens import Lens, Moment, Numbers, Subject, class_indices
+from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, class_indices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,8 +67,19 @@ class InteractionLens(Lens):
         wanted = 1 if subject.trial else self.n_samples
         x, targets = subject.rows(_READ * wanted, wanted="samples", scatter=self.seed)
         with subject.quiet(), subject.twin() as network, subject.precision():
-            logits = self._logits(network, x[:1])
+            try:
+                logits = self._logits(network, x[:1])
+            except Exception as error:  # whatever a stranger's code raises
+                raise NotApplicable(
+                    f"`forward` of {type(network).__name__} does not answer an input with logits ({error}): pass "
+                    "`respond`, a function from (module, masked inputs) to logits"
+                ) from error
         y = class_indices(targets, logits.shape[1])
+        if bool((y >= logits.shape[1]).any()):
+            raise NotApplicable(f"a target is {int(y.max())}, outside [0, {logits.shape[1]}); pass `unpack`")
+        x, y = x[y >= 0], y[y >= 0]  # a negative label says that there is none
+        if not len(y):
+            raise NotApplicable("no sample has a class (all labels are negative): pass `dataloader` or `unpack`")
         chosen = balanced(y, wanted, self.seed).to(y.device)
         return x[chosen], y[chosen]
 

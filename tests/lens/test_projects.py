@@ -28,7 +28,7 @@ from lit_papers.callbacks.record import Record
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.lens import NotApplicable
 from lit_papers.neural_collapse.functional import class_statistics, variability_collapse
-from tests.lens.projects import BATCH, CLASSES, INPUTS, PROJECTS, Plain, Project, blobs
+from tests.lens.projects import BATCH, CLASSES, INPUTS, PROJECTS, Project, blobs
 
 CALLBACKS: dict[str, Callable[[], Record]] = {
     "NeuralCollapse": NeuralCollapse,
@@ -40,7 +40,8 @@ CALLBACKS: dict[str, Callable[[], Record]] = {
     "Forgetting": lambda: Forgetting(epochs_per_task=1, evaluate=lambda network: [float(network.training), 0.5]),
 }  # fmt: skip
 NEED_THE_HEAD = ("NeuralCollapse", "CentralPath")
-NEEDS_FORWARD_OF_THE_INPUT = {"no forward", "forward(**batch)"}
+# masked inputs are sent through `forward`, which must tell the logits
+NEEDS_RESPOND = {"no forward", "forward(**batch)", "embedding before logits", "head used twice"}
 
 
 def train(project: Project, folder: Path, callbacks: list[Callback]) -> tuple[LightningModule, dict[str, Any]]:
@@ -80,8 +81,8 @@ def alone(name: str) -> dict[str, Any]:
 def test_right_or_refused_and_never_in_the_way(name: str, callback: str, tmp_path: Path) -> None:
     project, ours = PROJECTS[name], CALLBACKS[callback]()
     refused = project.refused if callback in NEED_THE_HEAD else None
-    if callback == "InteractionStrength" and name in NEEDS_FORWARD_OF_THE_INPUT:
-        refused = "forward"
+    if callback == "InteractionStrength" and name in NEEDS_RESPOND:
+        refused = "`forward`.*`respond`"
     try:
         module, after = train(project, tmp_path, [ours])
     except NotApplicable as refusal:
@@ -126,27 +127,3 @@ def test_what_fits_no_classifier_says_so_before_the_first_step(
 ) -> None:
     with pytest.raises((ValueError, MisconfigurationException), match=cure):
         train(PROJECTS[name], tmp_path, [make()])
-
-
-def test_the_embedding_is_not_taken_for_the_logits(tmp_path: Path) -> None:
-    """Masked inputs are answered by the class scores, whatever forward returns first."""
-
-    class LogitsAlone(Plain):
-        def __init__(self, trained: LightningModule) -> None:
-            super().__init__()
-            self.trained = trained
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.trained.head(self.trained.features(x))
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            pass
-
-    ours, right = CALLBACKS["InteractionStrength"](), CALLBACKS["InteractionStrength"]()
-    module, _ = train(PROJECTS["embedding before logits"], tmp_path, [ours])
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[right],
-        enable_checkpointing=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.validate(LogitsAlone(module), DataLoader(blobs(), batch_size=BATCH), verbose=False)
-    assert right.evaluated["strength"] == pytest.approx(ours.history[-1]["strength"], rel=1e-5)
