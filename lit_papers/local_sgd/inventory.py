@@ -169,7 +169,7 @@ def learning_rates(optimizers: Iterable[Optimizer]) -> list[float]:
 
 
 def _can_be_averaged(tensor: Tensor) -> bool:
-    return (tensor.is_floating_point() or tensor.is_complex()) and not nn.parameter.is_lazy(tensor)
+    return (tensor.is_floating_point() or tensor.is_complex()) and not bool(nn.parameter.is_lazy(tensor))
 
 
 def _once(tensors: Iterable[Tensor]) -> list[Tensor]:

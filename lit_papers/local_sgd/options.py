@@ -93,13 +93,12 @@ def describe(strategy: "LocalSGDStrategy") -> dict[str, Any]:
     options = {name: getattr(strategy, name) for name in (*_LEAST, *_CHOICES, *_SWITCHES) if name != "rank_state"}
     chosen = strategy.average_buffers
     options["average_buffers"] = chosen if isinstance(chosen, bool) else getattr(chosen, "__qualname__", "a function")
-    outer = strategy.outer_optimizer
-    if outer is not None:
-        made = outer([torch.zeros(1, requires_grad=True)])
+    options["outer_optimizer"] = None
+    if strategy.outer_optimizer is not None:
+        made = strategy.outer_optimizer([torch.zeros(1, requires_grad=True)])
         plain = (bool, int, float, str, tuple, type(None))
         described = {key: value for key, value in made.defaults.items() if isinstance(value, plain)}
-        outer = {"class": type(made).__name__, **described}
-    options["outer_optimizer"] = outer
+        options["outer_optimizer"] = {"class": type(made).__name__, **described}
     return options
 
 

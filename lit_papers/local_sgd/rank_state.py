@@ -72,7 +72,8 @@ def own_pieces(
     pieces["loaders",] = checkpoint["loops"]["fit_loop"].get("combined_loader", [])
     pieces |= {("compression", name): owed for name, owed in rounds.own_state().items()}
     pieces |= {("random", name): state for name, state in random_states().items()}
-    return move_data_to_device(pieces, "cpu")
+    on_cpu: Pieces = move_data_to_device(pieces, "cpu")
+    return on_cpu
 
 
 def share_out(pieces: Pieces, state_dict: Mapping[str, Any]) -> tuple[list[dict[Place, int]], Pieces]:

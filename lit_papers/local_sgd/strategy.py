@@ -249,11 +249,12 @@ class LocalSGDStrategy(DDPStrategy):
             size = self.num_processes if self.node_size is None else self.node_size
             self._round.groups = Groups.join(size, self.timeout)
         if self.within_node != "local" and group_size(self._round.groups.node) > 1:
+            buffers: dict[str, Any] = {_SYNC_BUFFERS: False}  # they are averaged at the end of a round, as everywhere
             self.model = DistributedDataParallel(
                 self._module,
                 device_ids=self.determine_ddp_device_ids(),
                 process_group=self._round.groups.node,
-                **{_SYNC_BUFFERS: False},  # they are averaged at the end of a round, as everywhere
+                **buffers,
                 find_unused_parameters=self.within_node == "ddp_find_unused_parameters_true",
             )
 
