@@ -81,8 +81,8 @@ def match_sizes(network: nn.Module, reference: nn.Module, example: Tensor) -> fl
     smoothness = min([layer.smoothness for layer in layers] + [max(small / 2 - 1.5, 1.0) for small in shrunk])
     if smoothness < 1 or min(shrunk, default=4) < 4:
         raise ValueError(
-            f"a map of {min(shrunk)} points at a smoothness of {smoothness:g}: strides get no gradient below a smoothness"
-            " of 1, at which maps have at least 4 points"
+            f"a map of {min(shrunk)} points at a smoothness of {smoothness:g}: below a smoothness of 1, at which maps "
+            "have at least 4 points, strides get no gradient"
         )
     for layer, (before, after) in zip(layers, sizes, strict=True):
         layer.smoothness = smoothness
