@@ -77,10 +77,12 @@ def match_sizes(network: nn.Module, reference: nn.Module, example: Tensor) -> fl
             f"`network` has {len(layers)} DiffStride layers, `reference` ran {len(sizes)} spectral pooling layers"
         )
     shrunk = [small for before, after in sizes for large, small in zip(before, after, strict=True) if small < large]
-    smoothness = min([layer.smoothness for layer in layers] + [small / 2 - 1 for small in shrunk])
-    if smoothness < 1:
+    # a point more than a map can have: where n/S is 2, the least, a step upwards would leave a stride without gradient
+    smoothness = min([layer.smoothness for layer in layers] + [max(small / 2 - 1.5, 1.0) for small in shrunk])
+    if smoothness < 1 or min(shrunk, default=4) < 4:
         raise ValueError(
-            f"a map of {min(shrunk)} points has no smoothness of at least 1, without which strides get no gradient"
+            f"a map of {min(shrunk)} points at a smoothness of {smoothness:g}: below a smoothness of 1, at which maps "
+            "have at least 4 points, strides get no gradient"
         )
     for layer, (before, after) in zip(layers, sizes, strict=True):
         layer.smoothness = smoothness
