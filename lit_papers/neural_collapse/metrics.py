@@ -65,6 +65,8 @@ class ClassStatisticsMetric(Float64Metric):
         self.num_features = num_features
         # One tensor, because torchmetrics reduces every state on its own, and means need the counts.
         self.add_state("moments", default=zero_moments(num_classes, num_features), dist_reduce_fx=_merge_packed)
+        # torchmetrics keeps a copy, which was written and so takes memory; zeros that nobody wrote take none.
+        self._defaults["moments"] = zero_moments(num_classes, num_features)
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Add a batch: features ``(B, d)`` and targets ``(B,)``."""
@@ -77,7 +79,8 @@ class ClassStatisticsMetric(Float64Metric):
 
     def compute(self) -> ClassStatistics:
         """Statistics of everything seen so far, on all processes."""
-        return statistics_of(Moments.of(self.moments.clone()))
+        self.writable()
+        return statistics_of(Moments.of(self.moments))  # recentring changes what the state is, not what it means
 
 
 def _merge_packed(stacked: Tensor) -> Tensor:

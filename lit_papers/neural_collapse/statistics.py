@@ -209,7 +209,7 @@ def within_rank(stats: ClassStatistics) -> int:
 
 
 def statistics_of(moments: Moments) -> ClassStatistics:
-    """The record of what was gathered; uses the moments up."""
+    """The record of what was gathered; recentres the moments, which go on."""
     recentre_(moments)
     return ClassStatistics(moments.counts, moments.pilots, mirror_(moments.scatter), moments.spreads)
 

@@ -79,7 +79,7 @@ def test_several_data_sets_side_by_side() -> None:
     assert last["test/nc1"] == alone.history[-1]["nc1"] != last["train/nc1"]
     assert trainer.callback_metrics["neural_collapse/test/nc1"] == pytest.approx(last["test/nc1"], rel=1e-6)
     drawn = {path.name for path in (Path.cwd() / "logs/version_0").glob("*.png")}
-    assert drawn == {"neural_collapse_train.png", "neural_collapse_test.png", "alone.png"}
+    assert drawn == {"neural_collapse.png", "alone.png"}  # both data sets in one figure
     with pytest.raises(ValueError, match="no data of the name 'valid': train, test"):
         callback.plot("valid")
 

@@ -238,7 +238,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
                         stderr=subprocess.STDOUT,
                     )
                 )
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
