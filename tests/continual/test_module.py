@@ -185,7 +185,7 @@ def test_a_trained_network_loads_without_a_trainer(name: str, tmp_path: Path) ->
     run.fit(module, datamodule=stream(epochs_per_task=1))
     run.save_checkpoint(tmp_path / "last.ckpt")
     parts = SAVED[name]()
-    arguments: dict[str, Any] = {"method": parts.method, "backbone": parts.backbone, "transform": parts.transform}
+    arguments: dict[str, Any] = {name: getattr(parts, name) for name in ("method", "backbone", "transform", "knn_k")}
     if isinstance(module, SupervisedContinual):
         arguments["num_classes"] = 6
     else:
