@@ -93,7 +93,7 @@ def class_distance_variance(stats: ClassStatistics) -> Tensor:
     reach = (lengths[:, None] + lengths)[first, second]
     distances = reach - 2 * (means @ means.T)[first, second]  # squared
     close = (distances < _CLOSE * reach).nonzero()[:, 0]
-    for pairs in close.split(_PAIRS):
+    for pairs in torch.split(close, _PAIRS):
         distances[pairs] = (means[first[pairs]] - means[second[pairs]]).square().sum(dim=1)
     resolved = stats.means.square().sum(dim=1).max() * (_EPS * max(means.shape)) ** 2
     average = ((variances[first] + variances[second]) / (2 * distances)).mean()

@@ -85,7 +85,7 @@ def nearest_class_mean(features: Tensor, stats: ClassStatistics) -> Tensor:
         raise ValueError(f"expected samples of at least two classes, got samples of {len(seen)}")
     search = _NearestMean(stats.means[seen])
     with torch.no_grad(), full_precision(seen.device):
-        nearest = [search(rows.to(seen.device)) for rows in features.split(BLOCK_ROWS)]
+        nearest = [search(rows.to(seen.device)) for rows in torch.split(features, BLOCK_ROWS)]
     return seen[torch.cat(nearest)] if nearest else seen.new_zeros(0)
 
 
@@ -138,7 +138,7 @@ class _NearestMean:
             raise ValueError("non-finite features: got NaN or Inf")
         parts = [
             torch.cdist(part.double(), self.means, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
-            for part in rows.split(BLOCK_ROWS)
+            for part in torch.split(rows, BLOCK_ROWS)
         ]
         return torch.cat(parts)
 
