@@ -66,13 +66,13 @@ def _curves(axis: "Axes", history: History, key: str, largest: int) -> None:
 
 def _map(figure: "Figure", axis: "Axes", history: History, largest: int) -> None:
     table = [entry["relative_strength"] for entry in history]
-    image = axis.imshow(list(zip(*table, strict=True)), origin="lower", aspect="auto", cmap="Greys")
+    image = axis.imshow(list(zip(*table, strict=True)), origin="lower", aspect="auto", cmap="Greys", vmin=0.0)
     every = max(1, len(table) // 8)  # more labels would run into each other
     axis.set_xticks(range(0, len(table), every), [str(entry["epoch"]) for entry in history[::every]])
     orders = history[-1]["orders"]
     axis.set_yticks(range(len(orders)), [f"{m:.0f}" for m in orders])
     axis.set(xlabel="epoch (0 is untrained)", ylabel=f"order of interaction m (n - 2 = {largest})")
-    figure.colorbar(image, ax=axis, label="relative strength J (blank: not resolved)")
+    figure.colorbar(image, ax=axis, label="J (blank: not resolved)")
 
 
 def _finite(errors: Sequence[float]) -> list[float]:
