@@ -259,7 +259,7 @@ class Problem:
         `nu` is scaled into the feasible set, and to where the dual objective is largest on its ray.
         """
         if self.loss == "squared":
-            squares = nu.square().T if self.weights is None else nu.square().T / self.weights
+            squares = nu.square().movedim(0, -1) if self.weights is None else nu.square().movedim(0, -1) / self.weights
             size = float(squares.sum())
             if size == 0:
                 return 0.0

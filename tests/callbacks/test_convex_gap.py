@@ -29,6 +29,8 @@ from lit_papers.lens import NotApplicable
 from tests import guest
 from tests.convex_relu.small import load
 
+pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
+
 COMMON = {
     "objective",
     "lower_bound",

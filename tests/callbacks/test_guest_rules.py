@@ -21,7 +21,14 @@ GUESTS: dict[str, guest.MakeCallbacks] = {
     "NeuralCollapse": lambda: [NeuralCollapse(classifier="head")],
     "CentralPath": lambda: [CentralPath(classifier="head")],
     "InteractionStrength": lambda: [
-        InteractionStrength(FeaturePlayers(10), n_samples=5, n_contexts=2, pairs=4, orders=[0, 4])
+        InteractionStrength(
+            FeaturePlayers(10),
+            respond=lambda network, x: network(x)[0],
+            n_samples=5,
+            n_contexts=2,
+            pairs=4,
+            orders=[0, 4],
+        )
     ],
     "both": lambda: [CentralPath(classifier="head", epochs=2), NeuralCollapse(classifier="head", epochs=[1, 3, 4])],
 }
@@ -59,7 +66,7 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
 
     class Counting(CollapseLens):
         def look(self, moment: Moment, prepared: None, history: Any) -> dict[str, Any]:
-            return {"samples": float(moment.gathered("class statistics").counts.sum())}
+            return {"samples": float(moment.gathered(("class statistics", torch.float64)).counts.sum())}
 
     guest.check_two_processes(lambda: [Watch(Counting(), classifier="head")], tmp_path)
 

@@ -18,6 +18,7 @@ from lit_papers.callbacks import InteractionStrength
 from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid
 from lit_papers.interactions.samples import balanced
+from lit_papers.lens import NotApplicable
 from tests.callbacks.small import Small, fit, mlp, pairs
 
 FEATURES = 5
@@ -392,7 +393,7 @@ def test_a_forward_without_logits_is_told() -> None:
 
         def validation_step(self, batch: Any, _: int) -> None: ...
 
-    with pytest.raises(TypeError, match="the model's output is a single number, but must have a row"):
+    with pytest.raises(NotApplicable, match=r"the model.s output is a single number, but must have a row.*`respond`"):
         train(strength(), Loss())
 
 

@@ -95,7 +95,7 @@ def test_two_processes_record_what_one_does(tmp_path: Path) -> None:
     for processes in (1, 2):
         seed_everything(3)
         strategy = DDPStrategy(process_group_backend="gloo", start_method="fork") if processes == 2 else "auto"
-        callbacks = [StrideComplexity(every_n_steps=2), guest._WriteHistories(tmp_path / f"of_{processes}")]
+        callbacks = [StrideComplexity(every_n_steps=2), guest.WriteHistories(tmp_path / f"of_{processes}")]
         trainer = guest.foreign_trainer(tmp_path, callbacks, devices=processes, strategy=strategy, precision="64-true")
         trainer.fit(Striding(random=False).double())
         histories += [json.loads(path.read_text())[0] for path in sorted((tmp_path / f"of_{processes}").glob("*.json"))]
