@@ -76,7 +76,8 @@ def descend(
         weights: of the samples, positive, (n,).
         output_bias: add a bias to the outputs, not decayed.
         seconds: of wall-clock time, about; neurons join once even where that takes longer.
-        max_iter: rounds in which neurons join; a bound on the work that does not depend on the machine.
+        max_iter: rounds in which neurons join, and a quarter of the steps of the bound; a limit on the work that does
+            not depend on the machine.
         start: weight (m, d) and alpha (m,) or (m, k) of a network to begin with, such as that of a neighbouring beta.
         generator: of the directions that are climbed from.
 
@@ -130,7 +131,7 @@ def search(
     bound = problem.bound(nu, enumeration_free(x, nu))
     if bound < value - 1e-9 * problem.at_zero:
         left = max(last - time.monotonic(), 0.1 * seconds)
-        bound = max(bound, relaxed_bound(problem, nu, seconds=left))
+        bound = max(bound, relaxed_bound(problem, nu, seconds=left, steps=4 * max_iter))
     bias = problem.bias(outputs) * problem.y_unit + problem.y_shift
     gap = max(value - bound, 0.0) / problem.at_zero if problem.at_zero > 0 else 0.0
     took = time.monotonic() - begin

@@ -10,6 +10,7 @@ from lit_papers.convex_relu.estimators import ConvexReLUClassifier, ConvexReLURe
 from tests.convex_relu.small import load
 
 
+@pytest.mark.slow  # each check fits several times, and each fit is a search with a proof
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
     [ConvexReLURegressor(max_patterns=20, max_iter=2, seconds=60), ConvexReLUClassifier(max_patterns=20, max_iter=2)]
