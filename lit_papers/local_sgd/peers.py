@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import Work
+from torch.distributed.distributed_c10d import PrefixStore
 
 _BEAT = 1.0  # seconds between two signs of life
 _PATIENCE = 8  # looks, a beat apart, at which a silent rank counts as gone
@@ -34,7 +35,7 @@ class Peers:
     def __init__(self, node: int, advice: Callable[[], str]) -> None:
         self._advice = advice
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
-        self._store: Any = dist.PrefixStore("local_sgd_peers", dist.distributed_c10d._get_default_store())
+        self._store: Any = PrefixStore("local_sgd_peers", dist.distributed_c10d._get_default_store())
         self._stop = threading.Event()
         gathered: list[Any] = [None] * self._size
         dist.all_gather_object(gathered, (socket.gethostname(), node, os.getpid()))
