@@ -188,7 +188,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):  # type: ignore[misc]
         beta_per_sample: bool = False,
         class_weight: Any = None,
         fit_intercept: bool = True,
-        max_patterns: int = 200,
+        max_patterns: int = 1000,
         seconds: float = 10.0,
         max_iter: int = 50,
         tol: float = 1e-6,

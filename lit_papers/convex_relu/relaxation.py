@@ -55,7 +55,7 @@ def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float 
 
 def _outputs_of(problem: Problem, nu: Tensor) -> Tensor:
     """Outputs whose dual variable is (nearly) `nu`."""
-    each = nu if problem.weights is None else (nu.T / problem.weights).T
+    each = nu if problem.weights is None else (nu.movedim(0, -1) / problem.weights).movedim(-1, 0)
     if problem.loss == "squared":
         return (problem.y + each).detach()
     if problem.loss == "logistic":

@@ -117,10 +117,10 @@ def test_hopeless_sizes_are_refused_at_once() -> None:
 def test_refusal_of_a_usual_size_takes_no_time() -> None:
     x = normal(455, 31)
     enumerate_arrangements(x[:3])
-    start = time.perf_counter()
+    start = time.process_time()  # the machine may be busy
     with pytest.raises(TooManyPatternsError):
         enumerate_arrangements(x)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_sampling_is_a_subset_and_says_so() -> None:

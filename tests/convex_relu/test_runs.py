@@ -23,7 +23,7 @@ def test_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("convex_relu/toy", "--trainer.max_epochs=101") == 0
     gaps = metrics(tmp_path, "convex_relu/gap")
     assert len(gaps) == 3
-    assert gaps[0] > 1 > 0.2 > gaps[-1] > 0
+    assert gaps[0] > 0.2 > gaps[-1] > 0  # after 50 and after 101 epochs
     assert next(tmp_path.rglob("convex_relu.png")).stat().st_size > 10_000
 
 
