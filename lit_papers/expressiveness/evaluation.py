@@ -264,7 +264,7 @@ class _Evaluation:
             return [rows[group.nodes] for group in self.sizes]
         counts = [len(group.graphs) * group.size**order for group in self.sizes]
         shapes = [(len(group.graphs), *[group.size] * order, rows.shape[1]) for group in self.sizes]
-        return [part.reshape(shape) for part, shape in zip(rows.split(counts), shapes, strict=True)]
+        return [part.reshape(shape) for part, shape in zip(rows.split(counts), shapes, strict=True)]  # type: ignore[no-untyped-call]
 
     def expand(self, value: _Value, names: tuple[str, ...]) -> Tensor:
         """Rows for all of `names`, which are in natural order: constant in those that are missing."""

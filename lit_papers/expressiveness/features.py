@@ -60,7 +60,7 @@ def snap(graphs: Sequence[Any]) -> None:
             sums = torch.zeros(int(group.max()) + 1, dtype=column.dtype).index_add_(0, group, column)
             means = sums / torch.bincount(group)
             column.copy_(torch.where(clear, means[group], column))
-        for graph, part in zip(graphs, flat.split([len(value) for value in values]), strict=True):
+        for graph, part in zip(graphs, flat.split([len(value) for value in values]), strict=True):  # type: ignore[no-untyped-call]
             graph[key] = part.reshape(graph[key].shape)
 
 
@@ -92,9 +92,8 @@ def colours(copies: Sequence[Sequence[Relabelled]], seen: frozenset[str] | None)
             tolerance = 0.0 if _is_exact([column]) and not moved else max(_SPARE * moved, _tolerance(column, eps_of))
             columns.append(_groups(column, tolerance)[0])
         ids = torch.stack(columns, 1) if columns else joined.long()
-        for graph, of_nodes, of_edges, part in zip(
-            first, nodes, edges, ids.split([len(v) for v in values]), strict=True
-        ):
+        parts = ids.split([len(v) for v in values])  # type: ignore[no-untyped-call]
+        for graph, of_nodes, of_edges, part in zip(first, nodes, edges, parts, strict=True):
             if graph.is_node_attr(key):
                 of_nodes.append(part)
             elif graph.is_edge_attr(key):

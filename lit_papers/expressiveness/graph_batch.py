@@ -148,7 +148,7 @@ class GraphBatch:
         dense = torch.zeros(self.num_graphs, self.width, self.width, dtype=torch.int64, device=self.owner.device)
         source, target, labels = self.arcs
         values = 1 if labels is None else labels + 1
-        dense[self.owner[source], self.position[source], self.position[target]] = values  # type: ignore[assignment]
+        dense[self.owner[source], self.position[source], self.position[target]] = values
         return dense
 
     def adjacency(self) -> Tensor:
@@ -156,7 +156,7 @@ class GraphBatch:
         dense = torch.zeros(self.num_graphs, self.width, self.width, dtype=torch.int64, device=self.owner.device)
         source, target = self.edges
         counts = 1 if self.counts is None else self.counts
-        dense[self.owner[source], self.position[source], self.position[target]] = counts  # type: ignore[assignment]
+        dense[self.owner[source], self.position[source], self.position[target]] = counts
         return dense
 
     def of_relation(self, relation: int) -> Tensor:
@@ -222,8 +222,18 @@ def read_graphs(data: Any) -> GraphBatch:
         if len(x) != n:
             raise ValueError(f"x has {len(x)} rows, but there are {n} nodes.")
         x = x.reshape(n, 1) if x.ndim == 1 else x.flatten(1)
-    held = [None if value is None else value.to(device) for value in (counts, attributes, codes)]
-    return GraphBatch(index.to(device), ptr.to(device), owner.to(device), x, stored.get("node_type"), *held, relations)
+    counts, attributes, codes = (None if value is None else value.to(device) for value in (counts, attributes, codes))
+    return GraphBatch(
+        index.to(device),
+        ptr.to(device),
+        owner.to(device),
+        x,
+        stored.get("node_type"),
+        counts,
+        attributes,
+        codes,
+        relations,
+    )
 
 
 def refuse_other_forms(data: Any) -> dict[str, Any]:

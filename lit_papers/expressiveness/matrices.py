@@ -34,7 +34,8 @@ class MatrixSpec(NamedTuple):
 
 def _walk(adjacency: Tensor, steps: int) -> Tensor:
     degree = adjacency.sum(-1, keepdim=True)
-    return torch.linalg.matrix_power(adjacency / degree.clamp_min(1), steps)
+    walked: Tensor = torch.linalg.matrix_power(adjacency / degree.clamp_min(1), steps)
+    return walked
 
 
 def _laplacian(adjacency: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def _eigenprojection(adjacency: Tensor, which: int) -> Tensor:
     values, vectors = torch.linalg.eigh(normalised)
     jumps = torch.diff(values, dim=-1) > _SAME * max(adjacency.shape[-1], 1)
     group = torch.cat([torch.zeros_like(jumps[..., :1]), jumps], -1).long().cumsum(-1)
-    chosen = vectors * (group == which)[..., None, :]
+    chosen: Tensor = vectors * (group == which)[..., None, :]
     return chosen @ chosen.mT
 
 

@@ -199,7 +199,8 @@ class _Parser:
                 raise self.error("expected the number of a relation")
             relation = int(self.text[start : self.at])
             self.take("]")
-        return Edge(*self.names(2), relation)
+        x, y = self.names(2)
+        return Edge(x, y, relation)
 
     def matrix(self) -> Expression:
         start = self.at

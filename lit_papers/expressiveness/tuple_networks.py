@@ -139,7 +139,7 @@ def invariant(layers: int, settings: dict[str, Any]) -> TupleNetwork:
         for pattern in _fillings(k):
             kept = tuple(names[p] if p >= 0 else "" for p in pattern)
             filled = list(kept)
-            summed = []
+            summed: list[str] = []
             for group in sorted({p for p in pattern if p < 0}):
                 u = _other((*kept, *summed))
                 summed.append(u)

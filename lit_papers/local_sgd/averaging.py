@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -52,7 +53,8 @@ class Groups:
         nodes = [list(range(first, first + node_size)) for first in range(0, size, node_size)]
         node, _ = dist.new_subgroups_by_enumeration(nodes, timeout=timeout)
         across, _ = dist.new_subgroups_by_enumeration([list(place) for place in zip(*nodes)], timeout=timeout)  # noqa: B905
-        return Groups(node, across)
+        # no rank is left out of either, so that neither is the mark of those outside a group
+        return Groups(cast("dist.ProcessGroup", node), cast("dist.ProcessGroup", across))
 
     def leave(self) -> None:
         """Give the groups back; every process must call it."""

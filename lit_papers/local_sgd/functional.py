@@ -27,7 +27,8 @@ def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
     """
     if local.shape != average.shape:
         raise ValueError(f"local and average must have one shape, got {tuple(local.shape)} and {tuple(average.shape)}")
-    return torch.linalg.vector_norm(local - average, dtype=torch.float64).square()
+    distance: Tensor = torch.linalg.vector_norm(local - average, dtype=torch.float64).square()
+    return distance
 
 
 def round_to_bfloat16(change: Tensor, owed: Tensor) -> Tensor:

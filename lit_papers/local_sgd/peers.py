@@ -34,7 +34,7 @@ class Peers:
     def __init__(self, node: int, advice: Callable[[], str]) -> None:
         self._advice = advice
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
-        self._store: Any = dist.PrefixStore("local_sgd_peers", dist.distributed_c10d._get_default_store())
+        self._store: Any = dist.PrefixStore("local_sgd_peers", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
         self._stop = threading.Event()
         gathered: list[Any] = [None] * self._size
         dist.all_gather_object(gathered, (socket.gethostname(), node, os.getpid()))

@@ -62,7 +62,7 @@ def add_rows_(
 ) -> None:
     """Add checked rows (N, d) with classes (N,), in place, block by block."""
     device = moments.counts.device
-    blocks = zip(features.split(BLOCK_ROWS), targets.split(BLOCK_ROWS), strict=True)
+    blocks = zip(features.split(BLOCK_ROWS), targets.split(BLOCK_ROWS), strict=True)  # type: ignore[no-untyped-call]
     with torch.no_grad(), full_precision(device):
         for number, (rows, labels) in enumerate(blocks, start=blocks_before):
             if number in RECENTRED_BEFORE:
@@ -87,7 +87,7 @@ def _add_block_(moments: Moments, rows: Tensor, labels: Tensor, residual_dtype: 
 
 def _place_pilots_(moments: Moments, rows: Tensor, labels: Tensor, residual_dtype: torch.dtype) -> None:
     """The pilot of a class seen for the first time is the mean of its rows in that block."""
-    names, position = labels.unique(return_inverse=True)
+    names, position = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     numbers = torch.zeros(len(names), dtype=torch.float64, device=rows.device)
     numbers.index_add_(0, position, torch.ones_like(position, dtype=torch.float64))
     means = torch.zeros(len(names), rows.shape[1], dtype=torch.float64, device=rows.device)
