@@ -70,7 +70,7 @@ def price(x: Tensor, nu: Tensor, arrangements: Arrangements, *, least: float | N
     """
     num_patterns = len(arrangements)
     gates = arrangements.patterns
-    pull = torch.cat([x.T @ (part.to(x.dtype) * nu[:, None]) for part in gates.split(_columns(x), 1)], 1).T
+    pull = torch.cat([x.T @ (part.to(x.dtype) * nu[:, None]) for part in gates.split(_columns(x), 1)], 1).T  # type: ignore[no-untyped-call]
     pull = torch.cat([-pull, pull])  # rows 0..p-1 stand for sign +1, p..2p-1 for sign -1
     bounds = pull.norm(dim=1)
     order = bounds.argsort(descending=True, stable=True)
@@ -154,7 +154,7 @@ def _over_patterns(x: Tensor, nu: Tensor, arrangements: Arrangements) -> float:
     """Upper bound for several outputs: the largest singular value of ``nu^T D x``, or the outputs one by one."""
     apart = math.hypot(*(price(x, column, arrangements).sup for column in nu.T))
     together = 0.0
-    for part in arrangements.patterns.split(max(1, _columns(x) // nu.shape[1]), 1):
+    for part in arrangements.patterns.split(max(1, _columns(x) // nu.shape[1]), 1):  # type: ignore[no-untyped-call]
         maps = torch.einsum("nk,np,nd->pkd", nu, part.to(x.dtype), x)
         together = max(together, float(torch.linalg.matrix_norm(maps, ord=2).max()))
     return min(apart, together)

@@ -219,7 +219,7 @@ def _descend(
     free = problem.output_bias
 
     def objective(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        u, a, c = torch.from_numpy(flat).split([*sizes, len(flat) - sum(sizes)])
+        u, a, c = torch.from_numpy(flat).split([*sizes, len(flat) - sum(sizes)])  # type: ignore[no-untyped-call]
         u, a = u.view(shapes[0]), a.view(shapes[1])
         hidden = (x @ u.T).clamp_min(0)
         outputs = hidden @ a + (c.view(bias.shape) if free else 0.0)
@@ -245,7 +245,7 @@ def _descend(
     answer = import_scipy_optimize().minimize(
         objective, begin, jac=True, method="L-BFGS-B", callback=late, options=options
     )
-    u, a, _ = torch.from_numpy(np.asarray(answer.x)).split([*sizes, len(begin) - sum(sizes)])
+    u, a, _ = torch.from_numpy(np.asarray(answer.x)).split([*sizes, len(begin) - sum(sizes)])  # type: ignore[no-untyped-call]
     return u.view(shapes[0]).clone(), a.view(shapes[1]).clone(), float(answer.fun) * problem.at_zero
 
 

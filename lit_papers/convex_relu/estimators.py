@@ -62,7 +62,8 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
             if start[0].shape[1] != data.shape[1] or start[1].shape[1:] != problem.y.shape[1:]:
                 start = None  # of other data
         weight, alpha, bias = self._optimum(problem, data, start)
-        self.weight_, self.alpha_ = weight.numpy(), alpha.numpy()
+        self.weight_: Array = weight.numpy()
+        self.alpha_: Array = alpha.numpy()
         self.bias_ = bias.numpy() if bias.ndim else float(bias)
         # the proof, not the method, says whether this is the optimum
         self.exact_ = bool(self.gap_ <= self.tol * problem.at_zero * problem.unit)
@@ -224,7 +225,7 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):  # type: ignore[misc]
         if len(np.unique(index[weights > 0])) < 2:
             raise ValueError("y has one class; a classifier needs samples of two.")
         if len(self.classes_) == 2:
-            self._solve(x, 2.0 * index - 1.0, "logistic", weights)
+            self._solve(x, 2.0 * index.astype(np.float64) - 1.0, "logistic", weights)
         else:
             self._solve(x, np.eye(len(self.classes_))[index], "cross_entropy", weights)
         return self
@@ -299,7 +300,7 @@ class ConvexReLURegressorCV(RegressorMixin, BaseEstimator):  # type: ignore[misc
         self.betas_ = (
             self._path(x, y) if self.betas is None else np.sort(np.asarray(self.betas, dtype=np.float64))[::-1]
         )
-        errors = []
+        errors: list[list[float]] = []
         for train, test in check_cv(self.cv).split(x, y):
             model = self._regressor()
             errors.append([])

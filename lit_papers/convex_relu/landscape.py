@@ -166,7 +166,8 @@ def clarke_residual(
     """
     problem = Problem.of(x, y, beta, loss=loss, output_bias=bias is not None)
     residual = stationarity(problem, weight, alpha, bias=bias, zero_tol=zero_tol)
-    return residual * problem.unit * (problem.x_unit / problem.y_unit) ** 0.5
+    scale: float = (problem.x_unit / problem.y_unit) ** 0.5
+    return residual * problem.unit * scale
 
 
 def stationarity(

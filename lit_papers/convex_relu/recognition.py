@@ -74,9 +74,8 @@ class Layers:
     @property
     def bias(self) -> Tensor | None:
         """Output bias, () or (k,)."""
-        if self.output.bias is None:
-            return None
-        return _read(self.output.bias).reshape(() if self.num_outputs == 1 else -1)
+        shape = () if self.num_outputs == 1 else (-1,)
+        return None if self.output.bias is None else _read(self.output.bias).reshape(shape)
 
     def inputs(self, x: Tensor) -> Tensor:
         """Samples (n, ...) as rows in float64, with a column of ones for a hidden bias."""

@@ -47,7 +47,7 @@ def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float 
         best = max(best, problem.bound(dual.detach(), upper.item()))
         share = (problem.beta / upper).clamp_max(1.0)
         value = dual_value(share * dual, problem.y, problem.loss, problem.weights)
-        (-value / problem.at_zero).backward()
+        (-value / problem.at_zero).backward()  # type: ignore[no-untyped-call]
         climber.step()
         schedule.step()
     return best

@@ -107,13 +107,13 @@ class CalledStrides(nn.Module):
     def enter(self) -> None:
         """The module's forward begins."""
         mode = _Redirect(self)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
         self._active.append(mode)
 
     def leave(self) -> None:
         """It has ended, well or not."""
         if self._active:
-            self._active.pop().__exit__(None, None, None)
+            self._active.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class _Redirect(TorchFunctionMode):

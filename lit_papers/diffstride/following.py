@@ -183,7 +183,7 @@ class _Follower(TorchFunctionMode):
 
     def _is_event(self, module: Any) -> bool:
         if isinstance(module, STRIDED):
-            return max(per_axis_of(module.stride, _axes_of(module))) > 1
+            return bool(max(per_axis_of(module.stride, _axes_of(module))) > 1)
         return isinstance(module, TRANSPOSED)
 
     def _extra(self, module: Any, input: Tensor) -> tuple[int, ...]:
@@ -262,7 +262,8 @@ class _Follower(TorchFunctionMode):
 
 
 def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    hint: Any = size.node.hint if isinstance(size, torch.SymInt) else size
+    return int(hint)
 
 
 def _axes_of(module: Any) -> int:

@@ -14,7 +14,7 @@ are guarded) is worked out once, when a node is made: nothing here recurses, how
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 Kind = Literal["sum", "mean", "max", "min"]
 KINDS = ("sum", "mean", "max", "min")
@@ -58,7 +58,7 @@ class Expression:
         bare = frozenset({own}) if len(own) == 2 else frozenset[frozenset[str]]()
         self._set("pairs", bare.union(*(child.pairs for child in children)))
         # nested layers double their tree with each layer: compare and hash by a digest that is computed once
-        names: tuple[str, ...] = self.__match_args__
+        names = cast("tuple[str, ...]", self.__match_args__)
         parts = (_digest_of(getattr(self, name)) for name in names)
         self._set("_digest", hashlib.blake2b(type(self).__name__.encode() + b"".join(parts), digest_size=16).digest())
 
