@@ -354,7 +354,9 @@ class ContinualLearner(LightningModule, ABC):
         return tuple(range(self._stream.num_tasks))[: last + 1]
 
     def _log_mean(self, name: str, values: Tensor) -> None:
-        self.log(name, values.float().mean(), batch_size=len(values), sync_dist=True, prog_bar=False)
+        # Lightning averages the sizes of all processes as integers: 12 and 11 would make 11, and an accuracy above 1
+        size = len(values) * self.trainer.world_size
+        self.log(name, values.float().mean(), batch_size=size, sync_dist=True, prog_bar=False)
 
     def _neighbours(self, tasks: tuple[int, ...], column: int | None) -> KNNClassifier:
         """The training images of some tasks, on every process: each has some of the queries."""

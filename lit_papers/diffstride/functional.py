@@ -6,7 +6,8 @@ frequencies has no gradient; the mask in front of the crop, which falls from 1 t
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +16,12 @@ from torch import Tensor
 from lit_papers.diffstride import operators
 
 Variant = Literal["symmetric", "official"]
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Full precision inside; on the meta device, which knows no autocast, nothing is computed anyway."""
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def span_mask(position: Tensor, half_width: Tensor, smoothness: float) -> Tensor:
@@ -171,7 +178,7 @@ def resample(input: Tensor, strides: Tensor, sizes: tuple[int, ...], smoothness:
     check_official_width(input, sizes)
     if input.numel() == 0:  # the FFT of the CPU refuses empty batches
         return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * (input.sum() + strides.sum()).to(input.dtype)
-    with torch.autocast(input.device.type, enabled=False):
+    with _without_autocast(input):
         # half precision has no FFT everywhere, and would put strides off by a bin
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         masks = [
@@ -208,7 +215,7 @@ def resample_fixed(
     check_official_width(input, sizes)
     if input.numel() == 0:
         return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * input.sum()
-    with torch.autocast(input.device.type, enabled=False):
+    with _without_autocast(input):
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         each: Sequence[float | None] = [None] * len(sizes) if strides is None else strides
         kind, symmetric = (values.dtype, values.device), variant == "symmetric"
@@ -312,7 +319,7 @@ def spectral_pool(input: Tensor, output_size: Sequence[int], *, variant: Variant
         return input if sizes == size else resample_fixed(input, None, sizes, 1.0, variant)
     if input.numel() == 0:
         return input.new_zeros(*input.shape[: -len(sizes)], *sizes) + 0 * input.sum()
-    with torch.autocast(input.device.type, enabled=False):
+    with _without_autocast(input):
         return _official_spectral_pool(input.to(torch.promote_types(input.dtype, torch.float32)), sizes).to(input.dtype)
 
 

@@ -251,7 +251,7 @@ def test_the_probe_is_scikit_learns() -> None:
     x = ((features - features.mean(0)) / features.std(0, correction=0)).nan_to_num(0, 0, 0)
     x[:, 5] = 0
     theirs = linear.LogisticRegression(C=0.5, tol=1e-8, max_iter=5000).fit(x.numpy(), labels.numpy())
-    weights = torch.tensor(theirs.coef_)
+    weights = torch.tensor(theirs.coef_).to(probe._weight)
     torch.testing.assert_close(probe._weight[:, :-1] - probe._weight[:, :-1].mean(0), weights - weights.mean(0),
                                atol=1e-3, rtol=0)  # fmt: skip
     assert probe.predict(features).tolist() == theirs.predict(x.numpy()).tolist()

@@ -60,12 +60,12 @@ def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     (again,) = tmp_path.glob("runs/diffstride/digits/version_1/checkpoints/*.ckpt")
     after = torch.load(again, weights_only=True)
     assert (after["epoch"], after["global_step"]) == (2, 60)
-    history = after["callbacks"]["StrideComplexity"]["history"]
+    history = after["callbacks"]["StrideComplexity{'name': 'diffstride'}"]["history"]
     assert [entry["step"] for entry in history] == list(range(0, 60, 10))
 
 
 def test_a_grid_runs_once_and_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--strides", "1,1,2,2", "--weights", "0", "0.5", "--seeds", "0", "--jobs", "2", "--out", "grid"]
+    arguments = ["--strides", "1,1,2,1", "--weights", "0", "0.5", "--seeds", "0", "--jobs", "2", "--out", "grid"]
     arguments += ["--pooling", "strided", "diffstride", "--", *SHORT]
     experiment.main(arguments)
     printed = capsys.readouterr().out

@@ -169,9 +169,9 @@ def test_sizes_and_bad_input() -> None:
         ((model, []), {}, "pairs is empty"),
         ((model, [pair]), {"relabelings": 1}, "relabelings"),
         ((model, [pair]), {"tests": ("wl",)}, "test must be"),
-        ((model, [pair]), {}, r"output is \(48, 4\); with readout=None it must be \(8, d\).*readout='sum'"),
+        ((model, [pair]), {}, r"output is \(\d+, 4\); with readout=None .*it must be \(\d+, d\).*readout='sum'"),
         ((model, [pair]), {"readout": "max"}, "readout must be"),
-        ((random_network(), [pair]), {"readout": "sum"}, r"must be \(48, d\)"),
+        ((random_network(), [pair]), {"readout": "sum"}, r"must be \(\d+, d\)"),
     ):
         with pytest.raises(ValueError, match=message):
             separation_power(*arguments, **options)
@@ -315,7 +315,7 @@ def metrics(folder: Path, key: str) -> list[float]:
 def test_csl_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("expressiveness/csl", "--trainer.max_epochs=8") == 0
-    assert metrics(tmp_path, "val/accuracy")[-1] >= 0.9
+    assert metrics(tmp_path, "val/accuracy")[-1] >= 0.9 - 1e-6  # logged in float32
     assert metrics(tmp_path, "separation/separated") == [45.0]
     assert next(tmp_path.rglob("separation_power.png")).stat().st_size > 5_000
 

@@ -116,9 +116,9 @@ def test_a_configuration_without_the_callback_is_refused(tiny: str, tmp_path: Pa
 def test_a_network_that_learned_nothing_is_not_taken_for_its_control(tiny: str, tmp_path: Path) -> None:
     text = Path(tiny).read_text()
     Path(tiny).write_text(text.replace("only_correct: false", "only_correct: true").replace("samples: 2", "samples: 1"))
-    complaint = pytest.raises(ValueError, match="normal, seed 0: after training no sample is classified correctly")
+    complaint = pytest.raises(ValueError, match="normal, seed 1: after training no sample is classified correctly")
     with pytest.warns(UserWarning, match="nothing measured after epoch"), complaint:
-        run_cell(tiny, "normal", 0, tmp_path / "x", Attack(), ["--model.lr=1e-30"])
+        run_cell(tiny, "normal", 1, tmp_path / "x", Attack(), ["--model.lr=1e-30"])
 
 
 def test_missing_data_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def outcome(arguments: list[str]) -> int:
 def test_yaml(tmp_path: Path) -> None:
     (tmp_path / "more.yaml").write_text(YAML)
     assert outcome([*DIGITS, "--config", "more.yaml"]) == 0
-    (figure,) = tmp_path.glob("runs/neural_collapse/digits/version_0/consensus_distance.png")
+    (figure,) = tmp_path.glob("runs/neural_collapse/digits/version_0/local_sgd.png")
     assert "local_sgd/consensus_distance" in (figure.parent / "metrics.csv").read_text()
 
 
