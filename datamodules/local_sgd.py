@@ -166,7 +166,8 @@ class Sharded(LightningDataModule):
     @property
     def trainer(self) -> Trainer | None:
         """The wrapped module's trainer, which Lightning sets on us before the first hook."""
-        return self.datamodule.trainer
+        trainer: Trainer | None = self.datamodule.trainer
+        return trainer
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:

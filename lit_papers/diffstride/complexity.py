@@ -54,13 +54,13 @@ class CostPenalty(TorchFunctionMode):
         for child in self._module.modules():
             if isinstance(child, DiffStride):
                 self._handles.append(child.register_forward_hook(self._after_diffstride))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._counter.__exit__(kind, error, trace)
         while self._handles:
             self._handles.pop().remove()

@@ -281,8 +281,8 @@ def _try(original: nn.Module, model: nn.Module, example: Tensor) -> None:
         for factors in (moved, *({layer: (1.31, 0.77)} for layer in layers)):
             _run(shapes, images, factors)
         if in_training is not None:
-            for factors in ({}, moved):
-                _run(shapes.train(), in_training, factors)
+            _run(shapes.train(), in_training, {})
+            _run(shapes.train(), in_training, moved)
 
 
 def _trains_on(original: nn.Module, images: Tensor) -> Tensor | None:

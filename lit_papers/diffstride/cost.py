@@ -110,14 +110,14 @@ class CostCounter:
             # the caller's own hooks belong to the layer: ours are the first and the last
             self._handles.append(child.register_forward_pre_hook(self._begin(name), prepend=True, with_kwargs=True))
             self._handles.append(child.register_forward_hook(self._end, always_call=True))
-        self._flops.__enter__()
+        self._flops.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handles:
-            self._flops.__exit__(kind, error, trace)
+            self._flops.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         while self._handles:
             self._handles.pop().remove()
         self._calls.clear()

@@ -5,7 +5,7 @@ functions of modules alone, so that copies and pickles have their own.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ def _resample(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     if isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
         kernel, padding = per_axis_of(layer.kernel_size, axes), per_axis_of(layer.padding, axes)
         divisor = getattr(layer, "divisor_override", None)
-        output = mend_average(output, size, kernel, padding, layer.extra_points, layer.count_include_pad, divisor)
+        extra, padded = cast(Any, layer).extra_points, layer.count_include_pad
+        output = mend_average(output, size, kernel, padding, extra, padded, divisor)
     resampled: Tensor = layer.pool(cut(output, size))
     return resampled
 
@@ -117,7 +118,7 @@ def _fit(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
 
 def accept_original_checkpoints(model: nn.Module) -> None:
     """Let a converted network load what was saved before it was converted, and refuse what would load in part."""
-    model.register_load_state_dict_pre_hook(_check_checkpoint)
+    model.register_load_state_dict_pre_hook(_check_checkpoint)  # type: ignore[no-untyped-call]
 
 
 def _check_checkpoint(

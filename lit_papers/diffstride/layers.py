@@ -211,7 +211,7 @@ class DiffStride(Resampling):
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         """Sizes that graphs have built in are those of the strides before: look again."""
-        super()._load_from_state_dict(*arguments, **options)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*arguments, **options)
         known, self._sizes = list(self._sizes), {}
         if not self.strides.is_meta and self.strides.isfinite().all():
             for size in known:

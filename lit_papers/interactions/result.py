@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -145,7 +145,8 @@ class InteractionResult:
     def join(parts: "list[InteractionResult]") -> "InteractionResult":
         """The samples of several results, which have the same orders and players."""
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _PER_SAMPLE}
-        return replace(parts[0], n_forwards=sum(part.n_forwards for part in parts), **joined)
+        more: dict[str, Any] = {**joined, "n_forwards": sum(part.n_forwards for part in parts)}
+        return replace(parts[0], **more)
 
 
 def draw_band(ax: "Axes", place: "list[float]", band: Tensor) -> None:

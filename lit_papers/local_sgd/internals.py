@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities import data as fabric_data
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loops import _TrainingEpochLoop
+from lightning.pytorch.loops import _TrainingEpochLoop  # type: ignore[attr-defined]
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.overrides import distributed as overrides
 from lightning.pytorch.strategies import DDPStrategy

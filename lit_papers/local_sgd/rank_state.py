@@ -261,7 +261,7 @@ def random_states() -> dict[str, Any]:
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -290,7 +290,7 @@ def _feed(hashed: "hashlib.blake2b", piece: Any) -> None:
     if isinstance(piece, Tensor):
         dense = piece.detach().to_dense() if piece.layout != torch.strided else piece.detach()
         hashed.update(repr((piece.dtype, tuple(piece.shape))).encode())
-        hashed.update(memoryview(dense.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        hashed.update(dense.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     elif isinstance(piece, Mapping):
         for key in piece:
             hashed.update(repr(key).encode())

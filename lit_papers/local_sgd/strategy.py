@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.utilities.types import _PATH, ReduceOp
+from lightning.fabric.utilities.types import _PATH, ReduceOp  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
@@ -546,7 +546,7 @@ class LocalSGDStrategy(DDPStrategy):
         try:
             state = super().lightning_module_state_dict()
             if self._own_values:
-                state = apply_to_collection(state, Tensor, torch.clone)
+                state = apply_to_collection(state, Tensor, torch.clone)  # type: ignore[unreachable]
                 models = self._state_of_rank.callback_tensors().values()
                 own = {id(tensor) for tensor, _ in self._own_values}
                 self._saved_models = [(tensor, tensor.detach().clone()) for tensor in models if id(tensor) in own]

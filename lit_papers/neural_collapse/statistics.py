@@ -215,7 +215,7 @@ def statistics_of(moments: Moments) -> ClassStatistics:
 
 
 def _moments_of(stats: ClassStatistics, device: torch.device) -> Moments:
-    moments = Moments.of(zero_moments(*stats.means.shape, device=device))
+    moments = Moments.of(zero_moments(stats.means.shape[0], stats.means.shape[1], device=device))
     moments.counts.copy_(stats.counts)
     moments.pilots.copy_(stats.means)
     moments.scatter.copy_(stats.within_scatter)
