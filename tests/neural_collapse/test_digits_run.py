@@ -35,5 +35,5 @@ def test_cross_entropy_has_no_central_path(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", ["lit_papers"])
     assert main([*DIGITS, "--model.loss=ce", "--model.lr=0.05", "--trainer.max_epochs=20"]) == 0
     found = histories(tmp_path)
-    assert found["CentralPath"][-1].keys() == {"epoch", "snr", "snr_max", "snr_min"}
+    assert found["CentralPath"][-1].keys() == {"fit", "epoch", "step", "snr", "snr_max", "snr_min"}
     assert found["NeuralCollapse"][-1]["nc1"] < found["NeuralCollapse"][0]["nc1"]
