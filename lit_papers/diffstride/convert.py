@@ -278,7 +278,8 @@ def _try(original: nn.Module, model: nn.Module, example: Tensor) -> None:
         in_training = _trains_on(original, images)
         layers = list(dict.fromkeys(layer for layer in shapes.modules() if isinstance(layer, DiffStride)))
         moved: dict[DiffStride, Sequence[float]] = dict.fromkeys(layers, (1.37,))
-        for factors in (moved, *({layer: (1.31, 0.77)} for layer in layers)):
+        alone: list[dict[DiffStride, Sequence[float]]] = [{layer: (1.31, 0.77)} for layer in layers]
+        for factors in (moved, *alone):
             _run(shapes, images, factors)
         if in_training is not None:
             _run(shapes.train(), in_training, {})

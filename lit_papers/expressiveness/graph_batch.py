@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from lit_papers.expressiveness.hashing import mix, spread
@@ -106,6 +105,8 @@ class GraphBatch:
     @cached_property
     def matrix(self) -> Any:
         """(N, N) int64 sparse matrix of scipy with the codes of edges, 1 where they carry nothing; on the CPU."""
+        from scipy.sparse import csr_array  # of the extra: the language alone needs none
+
         source, target = (side.cpu().numpy() for side in self.edges)
         kind = np.int32 if len(source) < 2**31 else np.int64
         starts = np.zeros(self.num_nodes + 1, dtype=kind)

@@ -17,7 +17,7 @@ def balanced(labels: Tensor, wanted: int, seed: int = 0) -> Tensor:
 
     >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
     >>> labels[balanced(labels, 4)].sort().values
-    tensor([0, 0, 1, 2])
+    tensor([0, 1, 1, 2])
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels.cpu()[order]

@@ -22,8 +22,8 @@ def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
 
-    >>> consensus_distance(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]))
-    tensor(5., dtype=torch.float64)
+    >>> round(consensus_distance(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item(), 6)
+    5.0
     """
     if local.shape != average.shape:
         raise ValueError(f"local and average must have one shape, got {tuple(local.shape)} and {tuple(average.shape)}")
@@ -42,8 +42,8 @@ def round_to_bfloat16(change: Tensor, owed: Tensor) -> Tensor:
         bfloat16, the shape of ``change``.
 
     >>> owed = torch.zeros(1)
-    >>> [round_to_bfloat16(torch.tensor([1.001]), owed).item() for _ in range(6)]  # steps of 2**-7 at 1
-    [1.0, 1.0, 1.0, 1.0078125, 1.0, 1.0]
+    >>> [round_to_bfloat16(torch.tensor([1.001]), owed).item() for _ in range(6)]  # steps of 2**-7 above 1, 2**-8 below
+    [1.0, 1.0, 1.0, 1.0078125, 0.99609375, 1.0]
     """
     exact = change + owed
     rounded = exact.to(torch.bfloat16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
@@ -300,9 +300,9 @@ class CentralPathLens(Lens):
         if loss.name != "mse" or loss.factor == 0:
             return None, 1.0
         if self.lam == "auto" and (subject.trainer is None or not subject.trainer.optimizers):
-            self._warn_once(
-                "outside of a fit no optimizer tells the weight decay, so only `snr` is recorded; pass `lam` for the "
-                "split of the loss"
+            rank_zero_info(
+                "CentralPath: outside of a fit no optimizer tells the weight decay, so only `snr` is recorded; pass "
+                "`lam` for the split of the loss"
             )
             return None, 1.0
         if self.lam == "auto" and (loss.reduction != "mean" or loss.factor is None):
