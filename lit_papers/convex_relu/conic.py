@@ -23,6 +23,7 @@ def import_clarabel() -> Any:
     """
     try:
         import clarabel
+        import scipy.sparse  # noqa: F401  # comes with it; `_Cones.solve` needs it
     except ImportError as error:
         raise ImportError("the convex programs need clarabel: pip install 'lit-papers[convex]'.") from error
     return clarabel
