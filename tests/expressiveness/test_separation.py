@@ -317,7 +317,7 @@ def test_csl_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run("expressiveness/csl", "--trainer.max_epochs=8") == 0
     assert metrics(tmp_path, "val/accuracy")[-1] >= 0.9 - 1e-6  # logged in float32
     assert metrics(tmp_path, "separation/separated") == [45.0]
-    assert next(tmp_path.rglob("separation_power.png")).stat().st_size > 5_000
+    assert next(tmp_path.rglob("separation.png")).stat().st_size > 5_000
 
 
 @pytest.mark.filterwarnings("ignore")
