@@ -49,7 +49,7 @@ def mistake(error: BaseException) -> str | None:
     if any(_name(frame) == "torch.serialization" for frame in frames):
         return f"the checkpoint cannot be read, so it is damaged or none: {_of(error)}"
     if isinstance(error, OSError):
-        return _of(error)
+        return with_install_command(_of(error))  # a missing table may come with a package
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: choose a smaller batch size or network ({_of(error)})"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRA_OF:
