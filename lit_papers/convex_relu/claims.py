@@ -98,7 +98,7 @@ def optimum_is_convex(seed: int, *, width: int = 30, starts: int = 8, steps: int
 
 
 def valleys(
-    seed: int, *, starts: int = 16, steps: int = 8000, optimizer: Literal["adam", "sgd"] = "adam"
+    seed: int, *, starts: int = 16, steps: int = 4000, optimizer: Literal["adam", "sgd"] = "adam"
 ) -> dict[str, float]:
     """Share of trained networks that come to the optimum, at widths from half the narrowest optimum to n + 1."""
     problem = instance(seed)
@@ -113,7 +113,7 @@ def valleys(
         problem, [w for w in widths.values() for _ in range(starts)], seed, steps=steps, optimizer=optimizer
     )
     found: dict[str, float] = {"width": float(narrowest)}
-    for name, distances in zip(widths, gaps(problem, *networks).split(starts), strict=True):
+    for name, distances in zip(widths, torch.split(gaps(problem, *networks), starts), strict=True):
         found[name] = float((distances < REACHED).double().mean())
         found[f"{name}_gap"] = float(distances.median())
     return found
@@ -150,8 +150,9 @@ def descending_paths(seed: int, *, starts: int = 20, points: int = 300) -> dict[
     generator = torch.Generator().manual_seed(seed)
     curves = []
     for _ in range(starts):
-        start = (torch.randn(n + 1, *shape, dtype=torch.float64, generator=generator) for shape in ((d,), ()))
-        curves.append(path_to_optimum(problem.x, problem.y, *start, optimal).losses(points))
+        weight = torch.randn(n + 1, d, dtype=torch.float64, generator=generator)
+        alpha = torch.randn(n + 1, dtype=torch.float64, generator=generator)
+        curves.append(path_to_optimum(problem.x, problem.y, weight, alpha, optimal).losses(points))
     heights = (torch.stack(curves) - problem.solution.objective) / problem.at_zero
     return {
         "rise": float(heights.diff(dim=1).max().clamp_min(0)),

@@ -37,7 +37,7 @@ def test_training_comes_to_the_program_and_not_below() -> None:
 
 
 def test_stationary_points_are_optima_of_their_own_patterns() -> None:
-    found = claims.stationary_points(0, starts=2, steps=6000)
+    found = claims.stationary_points(0, starts=2, steps=4000)
     assert found["above"] > 1e-3
     assert abs(found["own"]) < 1e-4
     assert found["below_own"] < 1e-9
