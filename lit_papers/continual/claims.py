@@ -24,7 +24,7 @@ from lit_papers.continual.similarity import layer_similarity
 _METHODS: dict[str, type[Method]] = {"Finetune": Finetune, "LUMP": LUMP}
 _PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 _EPOCHS = 4  # of each task
-_LAYERS = ("stem", "stages.0", "stages.1")
+_LAYERS = ("stages.0", "stages.1", "stages.2")
 
 
 class Digits(NamedTuple):
@@ -68,8 +68,8 @@ def similarity_of_two_seeds(seed: int, labels: bool) -> dict[str, float]:
     """
     first, second = (_learned(start, labels, "Finetune", data_seed=seed) for start in (seed, seed + 1000))
     view = first.plain(digits(range(10), seed).other_images)
-    similar = layer_similarity(first.backbone, second.backbone, view, _LAYERS, debiased=True)
-    return dict(zip(("stem", "first_stage", "second_stage"), (float(similar[name]) for name in _LAYERS), strict=True))
+    similar = layer_similarity(first.backbone, second.backbone, view, _LAYERS, debiased=True).diagonal()
+    return dict(zip(("stem", "first_stage", "second_stage"), similar.tolist(), strict=True))
 
 
 def rise_around_the_weights(seed: int, labels: bool, span: float = 0.5) -> dict[str, float]:
@@ -81,14 +81,14 @@ def rise_around_the_weights(seed: int, labels: bool, span: float = 0.5) -> dict[
         span: how far, along two filter-normalised directions (see `landscape.loss_landscape`).
 
     Returns:
-        ``error`` of the nearest neighbours within the pairs, ``moved``, its mean over the eight points around the
-        weights, and ``rise``, how much larger that is.
+        ``error`` of the nearest neighbours within the pair that was learned last, ``moved``, its mean over the eight
+        points around the weights, and ``rise``, how much larger that is.
     """
     learner = _learned(seed, labels, "Finetune")
-    pairs = [digits(pair, seed) for pair in _PAIRS]
+    last = digits(_PAIRS[-1], seed)
 
     def error(_: torch.nn.Module) -> Tensor:
-        return torch.tensor(1 - sum(_accuracy(learner, pair) for pair in pairs) / len(pairs))
+        return torch.tensor(1 - _accuracy(learner, last))
 
     loss = loss_landscape(learner.backbone, error, steps=3, span=span, seed=seed).loss
     middle, around = loss[1, 1].item(), (loss.sum() - loss[1, 1]).item() / 8
