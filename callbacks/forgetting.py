@@ -26,12 +26,11 @@ class Forgetting(Record):
     A task ends after so many epochs or steps, with the fit (also where early stopping ends it), when the data module's
     ``task_of(epoch)`` says so, or when you say so by ``tasks``. Several fits of one module are one stream.
 
-    At the validation that ends a task it reads the metric of every task, row t of the matrix; NaN where it is not
-    logged, as of tasks whose loader is not there yet, and where no validation took place, with one warning. After each
-    row all loggers and ``trainer.callback_metrics`` get ``accuracy``, ``forgetting``, ``backward_transfer``,
-    ``anytime_accuracy``, ``forward_transfer`` (where a baseline is known) and ``accuracy_task_{i}``, each after
-    ``continual/``; with ``mode="min"`` ``value`` stands for ``accuracy``, and forgetting is a rise. Processes record
-    the mean of what each has. ``trainer.validate(...)`` before ``fit`` records the baseline.
+    At the validation that ends a task it reads the metric of every task, row t of the matrix; NaN where none is logged,
+    as of tasks whose loader is not there yet. After each row all loggers and ``trainer.callback_metrics`` get
+    ``accuracy``, ``forgetting``, ``backward_transfer``, ``anytime_accuracy``, ``forward_transfer`` (where a baseline is
+    known) and ``accuracy_task_{i}``, each after ``continual/``; with ``mode="min"`` ``value`` stands for ``accuracy``.
+    Processes record the mean of what each has. ``trainer.validate(...)`` before ``fit`` records the baseline.
 
     Args:
         metric: what the module logs for each validation loader; a template of the names, such as
