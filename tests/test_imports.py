@@ -11,7 +11,7 @@ PAPERS = {
 }  # fmt: skip
 COMMAND_LINE = {"cli", "lightning_cli", "tuning", "catalog", "parser_errors", "locations", "__main__"}
 # scripts with a command line of their own, which become claims; nothing may be added
-KNOWN_UPWARD = {f"lit_papers.{paper}.experiment" for paper in ("continual", "diffstride", "interactions")}
+KNOWN_UPWARD = {f"lit_papers.{paper}.experiment" for paper in ("continual",)}
 
 
 def modules() -> dict[str, Path]:
