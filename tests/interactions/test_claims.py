@@ -22,7 +22,7 @@ from lit_papers.interactions.samples import balanced
 
 def test_random_directions_find_the_gradient_of_each_order() -> None:
     n, seed = 4, 3
-    found = gradient_of_each_order(seed, n_features=n, depth=2, width=6, samples=1, directions=4000)
+    found = gradient_of_each_order(seed, n_features=n, depth=2, width=6, samples=1, directions=500)
     torch.manual_seed(seed)
     model = MLP(n, 2, 2, 6).double()
     generator = torch.Generator().manual_seed(seed)
@@ -38,7 +38,7 @@ def test_random_directions_find_the_gradient_of_each_order() -> None:
     parts = torch.autograd.functional.jacobian(orders, tuple(model.parameters()))
     squares = sum(part.square().flatten(2).sum(2) for part in parts).mean(0)
     expected = efficiency_weights(n) * squares.sqrt()
-    assert found["measured"] == pytest.approx((expected / expected[0]).tolist(), rel=0.1)
+    assert found["measured"] == pytest.approx((expected / expected[0]).tolist(), rel=0.15)
     assert found["theory"] == pytest.approx([1, 0.4714, 0.3333], abs=1e-4)
     with pytest.raises(ValueError, match="`n_features` must be from 4 to 14, got 15"):
         gradient_of_each_order(0, n_features=15)
