@@ -16,6 +16,7 @@ from lit_papers.extras import is_installed
 from lit_papers.locations import SHORT_NAMES
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+CLAIMS_FILE = "claims.yaml"  # what `reproduce` runs; no configuration
 _HEADER_KEYS = ("paper", "shows", "time")
 
 
@@ -55,7 +56,8 @@ def config_names() -> list[str]:
     >>> "neural_collapse/digits" in config_names()
     True
     """
-    return sorted(path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for path in CONFIG_FOLDER.glob("*/*.yaml"))
+    paths = [path for path in CONFIG_FOLDER.glob("*/*.yaml") if path.name != CLAIMS_FILE]
+    return sorted(path.relative_to(CONFIG_FOLDER).with_suffix("").as_posix() for path in paths)
 
 
 def find_config(name: str) -> Path | None:

@@ -27,7 +27,8 @@ TRAINER_COMMANDS = {
     "test": "run the test data through a model",
     "predict": "predict on a data set",
 }
-_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,sweep,expressiveness} [options]"
+_COMMANDS = (*TRAINER_COMMANDS, "list", "sweep", "reproduce", "expressiveness")
+_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,sweep,reproduce,expressiveness} [options]"
 _HELP = f"""{_USAGE}
 
 Papers that explain deep networks, as PyTorch Lightning plugins.
@@ -36,6 +37,7 @@ commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in TRAINER_COMMANDS.items())}
   list      show every shipped configuration and whether its data are here
   sweep     search hyperparameters on this machine, by the file of a Weights & Biases sweep
+  reproduce say which claims of the papers hold here, with seeds and spread
   expressiveness  say what a graph network can tell apart: an expression, or an architecture's name
 
 options:
@@ -47,6 +49,7 @@ examples:
   python -m lit_papers fit --config neural_collapse/digits --model.lr=0.1 --trainer.max_epochs=50
   python -m lit_papers fit --config neural_collapse/digits --print_config
   python -m lit_papers sweep neural_collapse --trials 20 --jobs 2
+  python -m lit_papers reproduce neural_collapse --jobs 2
 """
 
 
@@ -97,12 +100,16 @@ def _run(arguments: Sequence[str] | None, callbacks: Sequence["Callback"]) -> in
         from lit_papers.tuning.command import main as sweep
 
         return sweep(given[1:])
+    if command == "reproduce":
+        from lit_papers.reproduce.command import main as reproduce
+
+        return reproduce(given[1:])
     if command == "expressiveness":
         from lit_papers.expressiveness.report import main as report
 
         return report(given[1:])
     if command not in TRAINER_COMMANDS:
-        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "sweep", "expressiveness"], n=1)
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
         return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
     resolved, names = _resolve_config_names(given)

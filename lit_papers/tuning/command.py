@@ -2,18 +2,15 @@
 
 import argparse
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from lit_papers.extras import install_command
 from lit_papers.mistakes import INTERRUPTED, TERMINATED
+from lit_papers.trials.processes import Terminated, sigterm_interrupts
 from lit_papers.tuning.sweep_file import Sweep, SweepFileError, find_sweep, read_sweep
 
 if TYPE_CHECKING:
@@ -23,10 +20,6 @@ if TYPE_CHECKING:
     from lit_papers.tuning.search import Search
 
 FOLDER = Path("runs") / "sweeps"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a scheduler sends: as tidy an end as Ctrl-C."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,7 +100,7 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     search = None
     try:
-        with _sigterm_interrupts():
+        with sigterm_interrupts():
             resolve(sweep, sweep.an_example(), folder)  # a misspelt key is found before any trial begins
             search = Search(sweep, folder, storage)
             _run(search, trials, jobs, console)
@@ -123,22 +116,6 @@ def _search(sweep: Sweep, trials: int, jobs: int, storage: str | None) -> int:
     finally:
         if search is not None:
             search.close()
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave orphans
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(search: "Search", trials: int, jobs: int, console: "Console") -> None:

@@ -3,20 +3,16 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -25,7 +21,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_papers.mistakes import INTERRUPTED, TERMINATED
+from lit_papers.trials.processes import Process, ending, undisturbed
 from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
 from lit_papers.tuning.storage import HEARTBEAT, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
@@ -39,7 +35,6 @@ SAMPLERS: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
     "grid": lambda: optuna.samplers.RandomSampler(),  # never asked: the points of a grid wait in the study
 }
 _INITIAL_FAILURES = 3  # W&B's agent gives up after as many
-_PATIENCE = 5.0  # seconds that a trial has to end by itself when it is interrupted
 _ATTEMPTS = 3  # of a trial that somebody kills: what runs out of memory each time must not be tried for ever
 
 
@@ -52,9 +47,7 @@ class Running:
     """A trial under way."""
 
     trial: Trial
-    process: subprocess.Popen[bytes]
-    log: Path
-    started: float = field(default_factory=time.monotonic)
+    process: Process
 
 
 def distributions(space: Mapping[str, Choice | Range]) -> dict[str, BaseDistribution]:
@@ -181,13 +174,13 @@ class Search:
             self._enqueue_grid()
         try:
             while True:
-                for running in [job for job in self.running if job.process.poll() is not None]:
-                    with _undisturbed():
+                for running in [job for job in self.running if job.process.popen.poll() is not None]:
+                    with undisturbed():
                         self.running.remove(running)
                         ended = self._finish(running)
                     on_finish(ended)
                 while len(self.running) < jobs and self._wants_more(trials):
-                    with _undisturbed():
+                    with undisturbed():
                         trial = self._claim(trials)
                         if trial is not None:
                             self.running.append(self._start(trial, jobs))
@@ -283,35 +276,31 @@ class Search:
         environment = {**os.environ, **self.sweep.environment, **assignment.to_environment()}
         if jobs > 1:  # each with all cores would be slower than one after the other
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603  # the words are the user's own sweep file
-                [sys.executable, *self.sweep.flags, "-m", "lit_papers.tuning.trial", *words],
-                stdin=subprocess.PIPE,  # its end tells the trial that we are gone
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is ours; and all that a trial starts is ended with it
-            )
-        return Running(trial, process, log)
+        process = Process.start(
+            ["lit_papers.tuning.trial", *words],
+            self.folder / f"{name}.log",
+            flags=self.sweep.flags,
+            environment=environment,
+        )
+        return Running(trial, process)
 
     def _finish(self, running: Running) -> FrozenTrial:
         """Tell the study how a trial ended; one that somebody killed is queued again."""
-        _end_group(running.process, signal.SIGKILL)  # what it may have left behind
-        _close(running.process.stdin)
+        process = running.process
+        process.close()
         frozen = self._frozen(running.trial)
-        attributes, status = frozen.user_attrs, running.process.returncode
+        attributes, status = frozen.user_attrs, process.popen.returncode
         value = attributes.get(VALUE)
-        killed_by = _signal_of(status)
+        killed_by = process.killed_by
         attempt = attributes.get(ATTEMPT, 1)
         if killed_by is not None and attempt < _ATTEMPTS:
             running.trial.set_user_attr(KILLED, killed_by.name)
             self._requeue(frozen)
             return self._frozen(running.trial)
         if killed_by is not None:
-            reason = f"interrupted by {killed_by.name}, {attempt} times (what it printed: {running.log})"
+            reason = f"interrupted by {killed_by.name}, {attempt} times (what it printed: {process.log})"
         elif status != 0:
-            reason = f"exit status {status}: {_last_line(running.log)} (all of it: {running.log})"
+            reason = f"exit status {status}: {process.last_line()} (all of it: {process.log})"
         elif value is None:
             logged = ", ".join(attributes.get(LOGGED, [])) or "nothing"
             reason = f"metric.name: {self.sweep.metric!r} was never logged; logged were {logged}"
@@ -341,24 +330,12 @@ class Search:
         """End what is still running, and queue it again."""
         if not self.running:
             return
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave orphans
-        try:
-            for running in self.running:
-                _end_group(running.process, signal.SIGTERM)
-            deadline = time.monotonic() + _PATIENCE
-            for running in self.running:
-                with suppress(subprocess.TimeoutExpired):
-                    running.process.wait(max(0.0, deadline - time.monotonic()))
-                _end_group(running.process, signal.SIGKILL)
-                running.process.wait()
-                _close(running.process.stdin)
+        with ending([running.process for running in self.running]):
             numbers = {running.trial.number for running in self.running}
             self.running.clear()
             for frozen in self.study.get_trials(deepcopy=False):
                 if frozen.number in numbers and not frozen.state.is_finished():
                     self._requeue(frozen)
-        finally:
-            signal.signal(signal.SIGINT, previous)
 
 
 def counts(trial: FrozenTrial) -> bool:
@@ -371,47 +348,3 @@ def counts(trial: FrozenTrial) -> bool:
 
 def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     study.enqueue_trial(trial.params, {ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1})
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let signals wait until the block is over: a trial that is begun but not yet noted would be lost."""
-    received: list[tuple[int, FrameType | None]] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread():  # where no handler runs
-        handlers = {}
-    for number in handlers:
-        signal.signal(number, lambda number, frame: received.append((number, frame)))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for came, frame in received:
-            handler = handlers[signal.Signals(came)]
-            if callable(handler):
-                handler(came, frame)
-            else:
-                os.kill(os.getpid(), came)
-
-
-def _signal_of(status: int) -> signal.Signals | None:
-    """The signal that ended a process, by its exit status; None where it ended by itself."""
-    if status < 0:
-        return signal.Signals(-status)
-    return {INTERRUPTED: signal.SIGINT, TERMINATED: signal.SIGTERM}.get(status)
-
-
-def _end_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, how)
-
-
-def _close(stream: IO[bytes] | None) -> None:
-    if stream is not None:
-        stream.close()
-
-
-def _last_line(log: Path) -> str:
-    lines: Sequence[str] = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no output"

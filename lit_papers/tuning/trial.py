@@ -4,26 +4,11 @@ It is ``python -m lit_papers fit ...`` with one more callback, which tells the s
 trial that falls behind. The processes that a strategy starts enter here too.
 """
 
-import os
-import signal
 import sys
-import threading
 
 from lit_papers import cli
+from lit_papers.trials.processes import end_with_parent
 from lit_papers.tuning.assignment import Assignment
-
-
-def end_with_parent() -> None:
-    """End this process and all it has started as soon as the search is gone, however it went.
-
-    The search holds the other end of standard input and never writes to it.
-    """
-
-    def wait() -> None:
-        os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter shuts down
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ if "--print_config" in sys.argv:
     sys.exit()
 x = json.load(open([word for word in sys.argv if word.endswith(".json")][0]))["x"]
 from lit_papers.tuning.assignment import Assignment, open_study
-from lit_papers.tuning.trial import end_with_parent
+from lit_papers.trials.processes import end_with_parent
 end_with_parent()
 with open("started", "a") as begun:
     begun.write(f"{{os.getpid()}} {{x}}\\n")

@@ -1,0 +1,116 @@
+"""From claims to runs: what each is made of, whole, and the folder in which it is found again."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lit_papers.catalog import CLAIMS_FILE
+from lit_papers.reproduce.claims import Claim, ClaimError
+from lit_papers.reproduce.results import ROOMS
+from lit_papers.reproduce.verdicts import Outcome
+from lit_papers.trials.fingerprint import fingerprint
+from lit_papers.trials.runs import Run, run_all
+
+MODULE = "lit_papers.reproduce.one_run"
+VERSIONS = ("torch", "lightning", "numpy")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a claim.
+
+    Attributes:
+        claim: whose.
+        arm: name of the arm.
+        seed: of everything.
+        run: its process and folder.
+    """
+
+    claim: Claim
+    arm: str
+    seed: int
+    run: Run
+
+    def outcome(self) -> Outcome | None:
+        """What it has left; None if it has not finished."""
+        answer = self.run.answer()
+        if answer is None:
+            return None
+        values = dict(answer)
+        seconds = values.pop("seconds")
+        point = {key: value for key, value in self.claim.plan.arms[self.arm].items() if not isinstance(value, dict)}
+        return Outcome(self.arm, self.seed, values, point, seconds)
+
+
+def plan(claims: Sequence[Claim], seeds: Sequence[int] | None, folder: Path) -> list[Planned]:
+    """All runs of some claims; what they are made of is found out once, in a process of its own.
+
+    Args:
+        claims: which.
+        seeds: instead of those of the claims; None for these.
+        folder: of all runs.
+
+    Raises:
+        ClaimError: ``fit`` refuses a configuration, as it does a misspelt key, or a function its arguments.
+    """
+    arms = [(claim, name) for claim in claims for name in claim.plan.arms]
+    requests = [_request(claim, name) for claim, name in arms]
+    planned = []
+    for (claim, name), request, whole in zip(arms, requests, _resolve(requests, folder), strict=True):
+        if "error" in whole:
+            raise ClaimError(f"{claim.path}{f', {name}' if name else ''}: {whole['error']}")
+        for seed in seeds if seeds is not None else claim.plan.seeds:
+            identity = {**whole, "call": claim.plan.call, "seed": seed, "version": claim.version}
+            if claim.plan.read:
+                identity |= {"seeded": request["seeded"], "read": request["read"]}
+            key = fingerprint(identity)
+            where = folder / claim.path / "-".join(filter(None, (_slug(name), f"seed{seed}", key[:8])))
+            runs = len(claim.plan.arms) * len(claim.plan.seeds)
+            run = Run(where, {**request, "seed": seed}, identity, weight=60 * claim.minutes / runs)
+            planned.append(Planned(claim, name, seed, run))
+    return planned
+
+
+def _request(claim: Claim, arm: str) -> dict[str, Any]:
+    """What `one_run` is asked to do, but for the seed."""
+    chosen = claim.plan
+    values = {**chosen.shared, **chosen.arms[arm]}
+    if chosen.call is not None:
+        return {"call": chosen.call, "set": values}
+    read = {name: [reading.metric, reading.at] for name, reading in chosen.read.items()}
+    return {"configs": list(chosen.configs), "set": values, "seeded": list(chosen.seeded), "read": read}
+
+
+def _resolve(requests: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What each request is made of, with all defaults; kept as long as neither our code nor a version changes."""
+    asked = [{key: value for key, value in request.items() if key != "read"} for request in requests]
+    identity = {"resolve": asked, "code": code(), "versions": versions()}
+    run = Run(folder / ".resolved" / fingerprint(identity), {"resolve": asked}, identity)
+    failed: list[str] = []
+    run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None)
+    answer = run.answer()
+    if answer is None:
+        raise ClaimError(f"the configurations of the claims cannot be read: {failed[0]}")
+    resolved: list[dict[str, Any]] = answer["resolved"]
+    return resolved
+
+
+def code() -> str:
+    """Fingerprint of the package's own files, from which configurations take their defaults."""
+    beside = (ROOMS.parent / name for name in ("callbacks", "datamodules"))  # where a checkout has them
+    paths = [path for folder in (ROOMS, *beside) for kind in ("*.py", "*.yaml") for path in sorted(folder.rglob(kind))]
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.name != CLAIMS_FILE]
+    return fingerprint({"texts": texts})
+
+
+def versions() -> Mapping[str, str]:
+    """What computes: Python and the packages whose numbers these are."""
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in VERSIONS}}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_")[:40]
