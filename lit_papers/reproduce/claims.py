@@ -304,9 +304,9 @@ def _reading(name: str, content: Any) -> Reading:
 
 
 def _check_rule(rule: Mapping[str, Any], plan: Plan) -> None:
-    kind = rule.get("rule")
+    kind = str(rule.get("rule"))
     if kind not in RULES:
-        raise ClaimError(f"test.rule: {kind!r} is none of {', '.join(RULES)}{_near(str(kind), RULES)}")
+        raise ClaimError(f"test.rule: {kind!r} is none of {', '.join(RULES)}{_near(kind, RULES)}")
     known = RULES[kind]
     _check_keys("test.", rule, ("rule", *known.required, *known.optional))
     for key in known.required:
