@@ -1,9 +1,11 @@
-"""Strides, map sizes and cost over training."""
+"""Strides, map sizes and cost over training, and accuracy against cost of several networks."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_papers.plotting import new_figure
+from lit_papers.plotting import STYLES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +45,31 @@ def complexity_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
     right.set_ylim(bottom=0)
     for panel in (left, middle, right):
         panel.grid(alpha=0.3)
+    return figure
+
+
+def accuracy_against_cost(outcomes: Sequence[Any]) -> "Figure":
+    """A point for each way of training, its error bar the standard deviation over seeds.
+
+    Args:
+        outcomes: of runs, each with ``arm``, whose first word tells the marker, and ``values`` with ``accuracy`` and
+            ``gmacs`` (at the end of training).
+    """
+    figure, (axis,) = new_figure(1, 1)
+    figure.set_size_inches(6.4, 4.4)
+    kinds = list(dict.fromkeys(outcome.arm.split()[0] for outcome in outcomes))
+    for arm in dict.fromkeys(outcome.arm for outcome in outcomes):
+        runs = [outcome.values for outcome in outcomes if outcome.arm == arm]
+        accuracies = [100 * values["accuracy"] for values in runs]
+        spread = statistics.stdev(accuracies) if len(runs) > 1 else math.nan
+        cost, mean = 1e3 * statistics.fmean(values["gmacs"] for values in runs), statistics.fmean(accuracies)
+        style = STYLES[kinds.index(arm.split()[0]) % len(STYLES)]
+        axis.errorbar(cost, mean, spread, **{**style, "linestyle": "none"}, capsize=3)
+        axis.annotate(arm, (cost, mean), xytext=(5, 4), textcoords="offset points", fontsize="x-small")
+    axis.set_xscale("log")
+    axis.set(xlabel=r"cost of a sample after training ($10^6$ multiply-adds)", ylabel="accuracy (%)")
+    axis.margins(x=0.25)
+    axis.grid(alpha=0.3, which="both")
     return figure
 
 
