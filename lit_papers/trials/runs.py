@@ -69,14 +69,14 @@ def run_all(module: str, runs: Sequence[Run], jobs: int, on_finish: Callable[[Ru
 
     Args:
         module: what a process runs.
-        runs: all of them.
+        runs: all of them; those of one folder are the same run.
         jobs: how many run side by side.
         on_finish: called with each run that has ended now, and the reason if it failed.
 
     Raises:
         KeyboardInterrupt: passed on when all processes are gone.
     """
-    waiting = [run for run in runs if run.answer() is None]
+    waiting = list({run.folder: run for run in runs if run.answer() is None}.values())
     running: list[tuple[Run, Process]] = []
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     try:
