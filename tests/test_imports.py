@@ -10,7 +10,8 @@ PAPERS = {
     "continual", "convex_relu", "diffstride", "expressiveness", "interactions", "local_sgd", "neural_collapse",
 }  # fmt: skip
 COMMAND_LINE = {
-    "cli", "lightning_cli", "tuning", "trials", "reproduce", "diagnose", "catalog", "parser_errors", "locations", "__main__",
+    "cli", "lightning_cli", "tuning", "trials", "reproduce", "diagnose", "catalog", "parser_errors", "locations",
+    "__main__",
 }  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from lit_papers.convex_relu.networks import objective, optimal_set, to_network
 from lit_papers.convex_relu.solution import ConvexSolution
 from lit_papers.convex_relu.solvers import solve_relu
 
-
 REACHED = 1e-3  # what counts as the optimum after so many gradient steps
 _BETA = 0.5
 
