@@ -93,12 +93,12 @@ def optimum_is_convex(seed: int, *, width: int = 30, starts: int = 8, steps: int
         "proven": problem.solution.relative_gap,
         "mapped": abs(back - problem.solution.objective) / problem.at_zero,
         "best": float(found.min()),
-        "below": max(-float(found.min()) - lower, 0.0),
+        "below": max(0.0, -float(found.min()) - lower),
     }
 
 
 def valleys(
-    seed: int, *, starts: int = 16, steps: int = 4000, optimizer: Literal["adam", "sgd"] = "adam"
+    seed: int, *, starts: int = 16, steps: int = 8000, optimizer: Literal["adam", "sgd"] = "adam"
 ) -> dict[str, float]:
     """Share of trained networks that come to the optimum, at widths from half the narrowest optimum to n + 1."""
     problem = instance(seed)
@@ -135,7 +135,7 @@ def stationary_points(seed: int, *, width: int = 3, starts: int = 8, steps: int 
     return {
         "above": float(distances.mean()),
         "own": max(own),
-        "below_own": max(-min(own), 0.0),
+        "below_own": max(0.0, -min(own)),
         "residual": max(residuals),
         "above_each": distances.tolist(),
         "own_each": own,
@@ -157,14 +157,41 @@ def descending_paths(seed: int, *, starts: int = 20, points: int = 300) -> dict[
         "rise": float(heights.diff(dim=1).max().clamp_min(0)),
         "start": float(heights[:, 0].mean()),
         "end": float(heights[:, -1].abs().max()),
-        "heights": heights[:4].flatten().tolist(),
+        "heights": heights[:4].flatten().tolist(),  # of four of them, one after the other
+    }
+
+
+def optimal_networks(seed: int, *, samples: int = 30) -> dict[str, Any]:
+    """Networks drawn from the set of all optima, of Gaussian data and of a square, whose optima are many.
+
+    The square is a constant on its corners: two neurons back to back fit it, in two ways, and so do their mixtures.
+    """
+    corners = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+    constant, patterns = torch.ones(4, dtype=torch.float64), enumerate_arrangements(corners)
+    square = Instance(corners, constant, patterns, solve_relu(corners, constant, 0.3, patterns), 2.0)
+    source = torch.Generator().manual_seed(seed)
+    off = []
+    for problem in (instance(seed), square):
+        optimal = optimal_set(problem.x, problem.y, problem.solution)
+        drawn = optimal.sample_masses(samples, generator=source)
+        for masses in drawn:
+            value = objective(problem.x, problem.y, *optimal.network(masses), problem.solution.beta)
+            off.append(abs(float(value) - problem.solution.objective) / problem.at_zero)
+    vertices = optimal.vertices()
+    return {
+        "off": max(off),
+        "num_vertices": float(len(vertices)),
+        "neurons": float(len(optimal.signs)),
+        "masses": drawn.flatten().tolist(),
+        "vertices": vertices.flatten().tolist(),
     }
 
 
 def optimality_test(seed: int, *, d: int = 3, sizes: Sequence[int] = (8, 16, 32, 64)) -> dict[str, Any]:
     """What the test of global optimality costs as samples are added, and whether it decides rightly.
 
-    It is asked about the optimum, and about that with one neuron scaled, taken away, or turned.
+    It is asked about the optimum, and about that with a neuron taken away or turned, or scaled. For data in the plane,
+    also what it looks at: the correlation with the optimal residual, over beta, of unit neurons all around.
     """
     seconds, patterns, wrong = [], [], 0
     for n in sizes:
@@ -172,14 +199,29 @@ def optimality_test(seed: int, *, d: int = 3, sizes: Sequence[int] = (8, 16, 32,
         weight, alpha = to_network(problem.solution)
         turned = weight.clone()
         turned[0] = turned[0].roll(1)
-        changed = [(weight[1:], alpha[1:]), (weight * 1.05, alpha), (turned, alpha)]
-        for asked, (u, a) in [(True, (weight, alpha)), *((False, each) for each in changed)]:
+        changed = [(weight[1:], alpha[1:]), (turned, alpha), (1.05 * weight, alpha)]
+        for optimum, network in [(True, (weight, alpha)), *((False, each) for each in changed)]:
             start = time.process_time()
-            answer = global_optimality(
-                problem.x, problem.y, u, a, problem.solution.beta, enumerate_arrangements(problem.x)
-            )
-            if asked:
+            given = enumerate_arrangements(problem.x)  # of which the test is made
+            answer = global_optimality(problem.x, problem.y, *network, problem.solution.beta, given)
+            if optimum:
                 seconds.append(time.process_time() - start)
-            wrong += answer.is_global != asked
+            wrong += answer.is_global != optimum
         patterns.append(float(len(problem.patterns)))
-    return {"samples": [float(n) for n in sizes], "patterns": patterns, "test_seconds": seconds, "wrong": float(wrong)}
+    plane = instance(seed, 12, 2, 0.3)
+    weight, alpha = to_network(plane.solution)
+    residual = (plane.x @ weight.T).relu() @ alpha - plane.y
+
+    def correlations(units: Tensor) -> Tensor:
+        return (residual @ (plane.x @ units.T).relu()).abs() / plane.solution.beta
+
+    angles = torch.linspace(-torch.pi, torch.pi, 721, dtype=torch.float64)
+    return {
+        "samples": [float(n) for n in sizes],
+        "patterns": patterns,
+        "test_seconds": seconds,
+        "wrong": float(wrong),
+        "around": correlations(torch.stack([angles.cos(), angles.sin()], 1)).tolist(),
+        "at_neurons": correlations(torch.nn.functional.normalize(weight, dim=1)).tolist(),
+        "degrees": torch.atan2(weight[:, 1], weight[:, 0]).rad2deg().tolist(),
+    }

@@ -1,8 +1,8 @@
 """Every model of ``torch_geometric.nn.models``: what it separates, and what its expression says that it can.
 
 ``pytest tests/expressiveness/test_models_of_pyg.py -m slow -s`` prints the table of the README. All have three layers
-of width 16, untrained, in float64, nodes without features, and a sum over the nodes for readout, unless they have a
-readout of their own.
+of width 16, untrained, in float64, nodes without features, and a sum over the nodes for readout unless they have their
+own.
 """
 
 import inspect
