@@ -97,8 +97,8 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "machines",
         "machines",
-        (1, 2, 4, 8, 16),
-        {"components": 128, "epochs": 150, "sync_every": 4},
+        (1, 4, 16),
+        {"components": 128, "epochs": 100, "sync_every": 4},
         (
             _WR,
             Curve("minibatch RR", *_RR, -1),
@@ -110,8 +110,8 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "unlike_machines",
         "machines",
-        (1, 2, 4, 8, 16),
-        {"components": 128, "epochs": 150, "sync_every": 4},
+        (1, 4, 16),
+        {"components": 128, "epochs": 100, "sync_every": 4},
         (
             Curve("minibatch RR, like machines", *_RR, -1),
             Curve("minibatch SyncShuf, like machines", *_SYNC, -2),
@@ -121,7 +121,7 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "components",
         "components",
-        (32, 64, 128, 256),
+        (32, 64, 128),
         {"machines": 4, "epochs": 100, "sync_every": 4},
         (
             _WR,
@@ -134,8 +134,8 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "interval",
         "sync_every",
-        (2, 4, 8, 16, 32),
-        {"machines": 64, "components": 128, "epochs": 150},
+        (2, 8, 32),
+        {"machines": 64, "components": 128, "epochs": 100},
         (
             Curve("minibatch RR", *_RR, 0),
             Curve("local RR", *_LOCAL, 1),
