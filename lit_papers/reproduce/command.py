@@ -153,7 +153,7 @@ def _run(planned: "Sequence[Planned]", jobs: int, console: "Console", reasons: d
     """Run what is missing; ``reasons`` gets the first failure of each claim."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from lit_papers.reproduce.plan import MODULE
+    from lit_papers.reproduce.plan import MODULE, PRELOAD
     from lit_papers.trials.runs import Run, run_all
 
     owners: dict[Path, list[Planned]] = {}
@@ -177,7 +177,7 @@ def _run(planned: "Sequence[Planned]", jobs: int, console: "Console", reasons: d
                 progress.console.print(said, soft_wrap=True, markup=False, highlight=False)
             progress.update(task, advance=run.weight, description=f"{done} of {len(missing)} runs")
 
-        run_all(MODULE, missing, jobs, show)
+        run_all(MODULE, missing, jobs, show, PRELOAD)
 
 
 def _report(

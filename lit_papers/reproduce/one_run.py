@@ -1,4 +1,4 @@
-"""The process of one run: ``python -m lit_papers.reproduce.one_run FOLDER``, started by the command.
+"""The process of one run, started by the command with a folder.
 
 The folder's ``request.json`` says what to do: to resolve what several runs are made of, to train by a configuration, or
 to call a function. The processes that a strategy starts enter here too.
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from lit_papers.reproduce.plan import TRAINING
-from lit_papers.trials.processes import end_with_parent
 from lit_papers.trials.runs import REQUEST, write_answer
 
 
@@ -111,6 +110,5 @@ def _resolve(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"configuration": yaml.safe_load(out.getvalue())}
 
 
-if __name__ == "__main__":
-    end_with_parent()
+if __name__ == "__main__":  # in the further processes of a strategy, which end with the first
     sys.exit(main(Path(sys.argv[1])))

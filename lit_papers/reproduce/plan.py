@@ -16,6 +16,7 @@ from lit_papers.trials.fingerprint import fingerprint
 from lit_papers.trials.runs import Run, run_all
 
 MODULE = "lit_papers.reproduce.one_run"
+PRELOAD = ("lit_papers.lightning_cli", "lit_papers.callbacks", "lit_papers.datamodules")
 TRAINING = "training"  # folder of a training, in that of its run
 VERSIONS = ("torch", "lightning", "numpy")
 
@@ -96,7 +97,7 @@ def _resolve(requests: Sequence[dict[str, Any]], folder: Path) -> list[dict[str,
     identity = {"resolve": list(requests), "code": code(), "versions": versions()}
     run = Run(folder / ".resolved" / fingerprint(identity), {"resolve": list(requests)}, identity)
     failed: list[str] = []
-    run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None)
+    run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None, PRELOAD)
     answer = run.answer()
     if answer is None:
         raise ClaimError(f"the configurations of the claims cannot be read: {failed[0]}")
