@@ -27,13 +27,14 @@ TRAINER_COMMANDS = {
     "test": "run the test data through a model",
     "predict": "predict on a data set",
 }
-_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,sweep,expressiveness} [options]"
+_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,diagnose,list,sweep,expressiveness} [options]"
 _HELP = f"""{_USAGE}
 
 Papers that explain deep networks, as PyTorch Lightning plugins.
 
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in TRAINER_COMMANDS.items())}
+  diagnose  look at a trained network through every lens that fits it, on one page
   list      show every shipped configuration and whether its data are here
   sweep     search hyperparameters on this machine, by the file of a Weights & Biases sweep
   expressiveness  say what a graph network can tell apart: an expression, or an architecture's name
@@ -47,6 +48,7 @@ examples:
   python -m lit_papers fit --config neural_collapse/digits --model.lr=0.1 --trainer.max_epochs=50
   python -m lit_papers fit --config neural_collapse/digits --print_config
   python -m lit_papers sweep neural_collapse --trials 20 --jobs 2
+  python -m lit_papers diagnose --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
 """
 
 
@@ -97,12 +99,18 @@ def _run(arguments: Sequence[str] | None, callbacks: Sequence["Callback"]) -> in
         from lit_papers.tuning.command import main as sweep
 
         return sweep(given[1:])
+    if command == "diagnose":
+        from lit_papers.diagnose.command import main as diagnose
+
+        return diagnose(given[1:], _resolve_config_names)
     if command == "expressiveness":
         from lit_papers.expressiveness.report import main as report
 
         return report(given[1:])
     if command not in TRAINER_COMMANDS:
-        near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, "list", "sweep", "expressiveness"], n=1)
+        near = difflib.get_close_matches(
+            command, [*TRAINER_COMMANDS, "diagnose", "list", "sweep", "expressiveness"], n=1
+        )
         return _refuse(f"unknown command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
     resolved, names = _resolve_config_names(given)
