@@ -66,7 +66,8 @@ class _Configured(LightningCLI):
         if not self._with_loggers:
             self.config.trainer.logger = False
         if not self._several:  # what trained on eight GPUs can be looked at on one
-            self.config.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto"})
+            self.config.trainer.devices, self.config.trainer.num_nodes = 1, 1
+            self.config.trainer.strategy = "auto"
 
     def instantiate_classes(self) -> None:
         """Build all, with errors as they are raised."""
@@ -104,6 +105,7 @@ def diagnose_configured(
     """
     check_names(lenses)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     cli = _Configured(arguments, with_loggers=log)
     if checkpoints:
         read_checkpoints(checkpoints, cli.model)  # before data are prepared

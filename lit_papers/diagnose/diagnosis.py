@@ -104,13 +104,12 @@ def diagnose(
         if FORGETTING in chosen:
             step(FORGETTING, len(findings), len(findings) + 1)
             findings.append(accuracy_matrix(diagnosis.named_subjects(evaluations), model, moments))
-    doubts = [not_finite(model)] if len(moments) == 1 and moments[0].path is None else []
     return Report(
         title or f"Diagnosis of {type(model).__name__}",
         network_facts(model, moments),
         findings,
         provenance(diagnosis.loaders(), moments, seed, minutes, time.perf_counter() - begun, diagnosis.device),
-        [doubt for doubt in [*doubts, *diagnosis.doubts] if doubt],
+        diagnosis.doubts,
     )
 
 
@@ -133,6 +132,7 @@ class _Diagnosis:
         self.trainer = trainer
         self.seed = seed
         self.doubts: list[str] = []
+        self._broken: str | None = None
         self._loaders = loaders
         self._subjects: dict[tuple[Data, Any], Subject] = {}
         self._end = time.perf_counter() + seconds
@@ -199,6 +199,8 @@ class _Diagnosis:
         findings = {name: _empty(entry) for name, entry in entries.items()}
         with weights_of(self.moments[-1], self.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again when it counts
+            self._broken = not_finite(self.model)
+            self.doubts += [self._broken] if self._broken else []
             probe = Probe(
                 {data: self.subject(data) for data in self._loaders if self._has(data)}, list(entries.values())
             )
@@ -208,8 +210,8 @@ class _Diagnosis:
         plans: dict[str, list[Plan]] = {}
         for name, entry in entries.items():
             with _reason_into(findings[name]):
-                if entry.gathers and probe.reason is not None:
-                    raise NotApplicable(probe.reason)
+                if entry.gathers and probe.failure is not None:
+                    raise self._explained(probe.failure)
                 plans[name] = entry.plans(setting)
         costs = self._costs(entries, plans, probe)
         whole = len(costs)
@@ -227,9 +229,8 @@ class _Diagnosis:
                 findings[name].status, findings[name].reason = "left out", _too_dear(min(spent), remaining)
                 continue
             findings[name].estimated_seconds = spent[level]
-            with _told(findings[name]):
-                self._measure([_Task(entries[name], plans[name][level:], data, None) for data in self._data_of(
-                    entries[name])], findings)  # fmt: skip
+            data = self._data_of(entries[name])
+            self._measure([_Task(entries[name], plans[name][level:], each, None) for each in data], findings)
         step("", whole, whole)
         return [findings[name] for name in entries]
 
@@ -281,8 +282,7 @@ class _Diagnosis:
                 limit = probe.limit(data, level)
                 findings[name].reduced = findings[name].reduced if limit is None else probe.said(data, limit)
                 tasks.append(_Task(entries[name], plans[name], data, limit))
-        with _told(*(findings[task.entry.name] for task in tasks)):
-            self._measure(tasks, findings)
+        self._measure(tasks, findings)
 
     def _measure(self, tasks: "list[_Task]", findings: dict[str, Finding]) -> None:
         """Check all tasks, then look at each moment with all of them, so that they share its pass."""
@@ -291,18 +291,18 @@ class _Diagnosis:
                 if number == 0:
                     tasks = [task for task in tasks if self._is_checked(task, findings[task.entry.name])]
                 for task in tasks:
-                    with _clock(findings[task.entry.name]), _reason_into(findings[task.entry.name]):
+                    with _account(findings[task.entry.name]):
                         if number == 0 and task.entry.control:
                             task.history += self._control(task)
                         task.history.append(self._look(task, number, checkpoint))
         for name in dict.fromkeys(task.entry.name for task in tasks):
             mine = [task for task in tasks if task.entry.name == name]
-            with _clock(findings[name]):
+            with _account(findings[name]):
                 _conclude(mine, findings[name], over_time=len(self.moments) > 1)
 
     def _is_checked(self, task: "_Task", finding: Finding) -> bool:
         """Whether a plan fits: the first, or a humbler one."""
-        with _clock(finding), _reason_into(finding):
+        with _account(finding):
             task.subject = self.subject(task.data, task.limit)
             refusal: NotApplicable | None = None
             for plan in task.plans:
@@ -316,8 +316,12 @@ class _Diagnosis:
                 finding.reduced = plan.note or finding.reduced
                 return True
             assert refusal is not None  # noqa: S101
-            raise refusal
+            raise self._explained(refusal)
         return False
+
+    def _explained(self, error: Exception) -> Exception:
+        """Of weights that are not finite all sorts of things do not fit, and this alone is why."""
+        return ValueError(self._broken) if self._broken and isinstance(error, NotApplicable) else error
 
     def _look(self, task: "_Task", number: int, checkpoint: Checkpoint) -> dict[str, Any]:
         """An entry of the history; a moment without numbers has a reason."""
@@ -416,28 +420,19 @@ def _reason_into(finding: Finding) -> Iterator[None]:
         refused = isinstance(error, NotApplicable) or "unpack" in str(error)
         finding.status, finding.reason = ("does not apply", str(error)) if refused else ("failed", said_of(error))
     except Exception as error:  # a stranger's network, loader or data set may raise anything
-        finding.status, finding.reason = "failed", said_of(error)
+        finding.status, finding.reason = "failed", str(error) if type(error) is ValueError else said_of(error)
 
 
 @contextmanager
-def _clock(finding: Finding) -> Iterator[None]:
+def _account(finding: Finding) -> Iterator[None]:
+    """Time, refusals and errors of a lens go to its finding; so do our warnings, which stand on the page alone."""
     begun = time.perf_counter()
-    try:
-        yield
-    finally:
-        finding.seconds += time.perf_counter() - begun
-
-
-@contextmanager
-def _told(*findings: Finding) -> Iterator[None]:
-    """What lenses of ours warn of stands on the page, and nowhere else."""
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _reason_into(finding):
         warnings.simplefilter("always")
         yield
-    messages = dict.fromkeys(str(warning.message) for warning in caught if _is_ours(warning))
-    for finding in dict.fromkeys(map(id, findings)):
-        mine = next(each for each in findings if id(each) == finding)
-        mine.notes += messages
+    finding.seconds += time.perf_counter() - begun
+    told = (str(warning.message) for warning in caught if _is_ours(warning))
+    finding.notes += [message for message in dict.fromkeys(told) if message not in finding.notes]
 
 
 def _shown(entry: Entry, histories: Mapping[str, Sequence[Mapping[str, Any]]], over_time: bool) -> list[Shown]:

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_papers.diagnose.report import Finding, Report
+    from lit_papers.diagnose.report import Finding, Report, Shown
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -21,6 +21,7 @@ p { margin: .4rem 0; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #ccc; }
 th { font-size: .8rem; color: #444; font-weight: 600; }
+.data { font-weight: normal; font-size: .8rem; color: #444; }
 td.value { font-variant-numeric: tabular-nums; font-weight: bold; white-space: nowrap; padding-right: 1.2rem; }
 figure { margin: .8rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
@@ -84,10 +85,13 @@ def _of(data: str) -> str:
 
 
 def _section(finding: "Finding") -> str:
+    by_key: dict[str, list[Shown]] = {}
+    for shown in finding.shown:
+        by_key.setdefault(shown.key, []).append(shown)
     rows = "".join(
-        f"<tr><td>{escape(shown.label)}{_of(shown.data)}</td>"
-        f'<td class="value">{escape(shown.text)}</td><td class="meaning">{escape(shown.meaning)}</td></tr>'
-        for shown in finding.shown
+        f'<tr><td>{escape(same[0].label)}</td><td class="value">{"<br>".join(map(_value, same))}</td>'
+        f'<td class="meaning">{escape(same[0].meaning)}</td></tr>'
+        for same in by_key.values()
     )
     table = (
         '<table class="numbers"><thead><tr><th>number</th><th>value</th><th>what it means</th></tr></thead>'
@@ -122,6 +126,10 @@ def _section(finding: "Finding") -> str:
             f"(estimated {finding.estimated_seconds:.1f} s).</p></section>",
         ]
     )
+
+
+def _value(shown: "Shown") -> str:
+    return escape(shown.text) + (f' <span class="data">{escape(shown.data)}</span>' if shown.data else "")
 
 
 def _wide(png: bytes) -> str:

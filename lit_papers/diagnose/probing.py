@@ -31,12 +31,12 @@ class Probe:
         entries: whose passes over the data are timed.
 
     Attributes:
-        reason: why there can be no pass over the data; None where there can.
+        failure: why there can be no pass over the data; None where there can.
         batches: of each data set, None where it does not say how many.
     """
 
     def __init__(self, subjects: Mapping[Data, Subject], entries: Sequence[Entry]) -> None:
-        self.reason: str | None = None
+        self.failure: Exception | None = None
         self.batches: dict[Data, int | None] = {}
         self._subjects = subjects
         self._seconds: dict[Data, tuple[float, float]] = {}  # to begin, and for each batch
@@ -48,12 +48,10 @@ class Probe:
             try:
                 self._seconds[data] = self._timed(subject, wanted)
                 self.batches[data] = _number_of(subject)
-            except (NotApplicable, TypeError) as error:
-                self.reason = str(error)
             except Exception as error:  # a stranger's loader or network
-                self.reason = said_of(error)
+                self.failure = error
         if gathering and not subjects:
-            self.reason = "there are no data to measure on: pass a loader, `train`"
+            self.failure = NotApplicable("there are no data to measure on: pass a loader, `train`")
 
     def _timed(self, subject: Subject, entries: Sequence[Entry]) -> tuple[float, float]:
         _ = subject.route

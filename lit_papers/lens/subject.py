@@ -227,7 +227,7 @@ class Subject:
             stamp: of the moment, such as (epoch, step); None is never shared.
             keys: what the pass gathers; None for all that was asked for.
         """
-        wanted = dict(self._gatherings) if keys is None else {key: self._gatherings[key] for key in keys}
+        wanted = self._gatherings if keys is None else {key: self._gatherings[key] for key in keys}
         if self._moment is not None and stamp is not None and self._moment[0] == stamp:
             shared = self._moment[1]
             if shared.gathers(wanted):
