@@ -460,13 +460,13 @@ def _drawn(
     """The figures as PNG; one that cannot be drawn is a note."""
     rows = [(row.key, row.label, row.error) for row in entry.rows]
     wanted: dict[str, Callable[[], Figure | None]] = {
-        entry.title: lambda: entry.draw(lens, histories),
+        entry.caption or entry.title: lambda: entry.draw(lens, histories),
     }
     if over_time:
         trained = {
             data: [each for each in history if each["checkpoint"] != "untrained"] for data, history in histories.items()
         }
-        wanted[f"{entry.title} over the checkpoints"] = lambda: figures.over_steps(trained, rows)
+        wanted["Over the checkpoints"] = lambda: figures.over_steps(trained, rows)
     found = {}
     for caption, draw in wanted.items():
         try:

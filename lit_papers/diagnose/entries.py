@@ -119,6 +119,7 @@ class Entry:
         rows: what is shown.
         plans: the ways to measure, the most thorough first; raises NotApplicable.
         data: what it is measured on.
+        caption: of the figure.
         draw: a figure of the last moment, from the lens and the history of each data set; None for none.
         gathers: whether it reads through the pass over the data that such lenses share.
         control: measure an untrained copy too, as epoch 0.
@@ -132,6 +133,7 @@ class Entry:
     rows: tuple[Row, ...]
     plans: Callable[[Setting], list[Plan]]
     data: tuple[Data, ...] = ("train",)
+    caption: str = ""
     draw: "Callable[[Lens, Mapping[str, History]], Figure | None]" = field(default=lambda lens, histories: None)
     gathers: bool = False
     control: bool = False
@@ -337,11 +339,12 @@ ENTRIES: tuple[Entry, ...] = (
             Row(
                 "effective_rank",
                 "effective rank of the features",
-                "classes - 1 at collapse; far below it classes share directions",
+                "classes - 1 at collapse; more: scatter is left; fewer: classes share directions",
             ),
         ),
         _collapse,
         data=("train", "validation"),
+        caption="From block to block, input to classifier",
         draw=figures.collapse_over_depth,
         gathers=True,
     ),
@@ -363,6 +366,7 @@ ENTRIES: tuple[Entry, ...] = (
             Row("snr_min", "smallest signal-to-noise ratio", "near 0: two classes hardly differ"),
         ),
         _central_path,
+        caption="Signal-to-noise ratios, largest first",
         draw=lambda lens, histories: figures.signal_to_noise(histories["train"]),
         gathers=True,
     ),
@@ -402,6 +406,7 @@ ENTRIES: tuple[Entry, ...] = (
         ),
         _interactions,
         data=("validation",),
+        caption="Strength of each order: relative, raw beside the noise floor, and as a map",
         draw=_last,
         control=True,
     ),
@@ -415,6 +420,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Riad et al., ICLR 2022, on what strides cost",
         (Row("gmacs", "multiply-adds of a sample, in millions", "the figure shows where they are spent", scale=1e3),),
         _cost,
+        caption="Multiply-adds by layer, and what is left of a map",
         draw=_last,
     ),
     Entry(
@@ -431,6 +437,7 @@ ENTRIES: tuple[Entry, ...] = (
             Row("cost_ratio", "multiply-adds, converted / now", "1: no dearer; training moves it"),
         ),
         _strides,
+        caption="Layers and their strides",
         draw=_last,
     ),
     Entry(
@@ -447,6 +454,7 @@ ENTRIES: tuple[Entry, ...] = (
             Row("active_neurons", "neurons that do something", "compare with the width"),
         ),
         _convex,
+        caption="Distance from the bound over the checkpoints",
         draw=_only_over_time,
     ),
     Entry(
@@ -466,6 +474,7 @@ ENTRIES: tuple[Entry, ...] = (
             Row("unreliable", "pairs that cannot be decided", "0 is good"),
         ),
         _separation,
+        caption="Pairs separated, by part of the collection, and the ceilings",
         draw=_last,
     ),
     Entry(
@@ -492,6 +501,7 @@ ENTRIES: tuple[Entry, ...] = (
         ),
         _similarity,
         data=("validation",),
+        caption="Similarity of every layer with every other",
         draw=_last,
     ),
     Entry(
@@ -521,6 +531,7 @@ ENTRIES: tuple[Entry, ...] = (
             ),
         ),
         _loss_slice,
+        caption="Contours of the loss; the cross is the network",
         draw=_last,
     ),
     Entry(
@@ -536,6 +547,7 @@ ENTRIES: tuple[Entry, ...] = (
             Row("ranks", "ranks", ""),
         ),
         _consensus,
+        caption="Drift over the checkpoints",
         draw=_only_over_time,
     ),
 )

@@ -34,16 +34,17 @@ def test_layers_are_compared_with_each_other_and_with_the_first_look() -> None:
     subject = Subject(network, LOADER, reads="validation")
     prepared = lens.check(subject)
     first = lens.look(subject.moment(), prepared, [])
-    hidden, features = network[1](network[0](X)), network[:4](X)
+    with torch.no_grad():
+        hidden, features = network[1](network[0](X)), network[:4](X)
     expected = float(linear_cka(hidden, features, debiased=True))
     assert first["1/similarity"][3] == pytest.approx(expected)
     assert first["3/similarity"][1] == pytest.approx(expected)
     assert first["to_first"] == pytest.approx(1)
     with torch.no_grad():
         network[2].weight.normal_()
+        changed = float(linear_cka(features, network[:4](X), debiased=True))
     second = lens.look(subject.moment(), prepared, [first])
     assert second["1/to_first"] == pytest.approx(1)
-    changed = float(linear_cka(features, network[:4](X), debiased=True))
     assert second["3/to_first"] == pytest.approx(changed)
     assert 0 < second["3/to_first_error"] < 1
     history = [{"step": 0, "epoch": 1, **first}, {"step": 5, "epoch": 2, **second}]

@@ -147,7 +147,7 @@ def test_several_checkpoints_are_a_time_line(tmp_path: Path) -> None:
     assert [entry["checkpoint"] for entry in history] == ["2.pt", "1.pt", "0.pt"]
     for entry, seed in zip(history, (2, 1, 0), strict=True):
         assert entry["nc1"] == pytest.approx(CollapseLens()(network(seed), loaders()[0])["nc1"], abs=1e-9)
-    assert "Neural collapse over the checkpoints" in report["collapse"].figures
+    assert "Over the checkpoints" in report["collapse"].figures
     assert report["similarity"].histories["validation"][0]["to_first"] == pytest.approx(1)
     assert report["similarity"].histories["validation"][2]["to_first"] < 0.99
     assert "to_first" in [shown.key for shown in report["similarity"].shown]
@@ -163,8 +163,7 @@ def test_forgetting_of_several_sets_over_several_checkpoints(tmp_path: Path) -> 
     finding = report["forgetting"]
     assert finding.status == "measured", finding.reason
     x, y = samples(30, 3).tensors
-    with torch.no_grad():
-        share = float((trained(3).eval()(x).argmax(1) == y).double().mean())
+    share = float((trained(3).eval()(x).argmax(1) == y).double().mean())
     assert finding.histories["second"][-1]["accuracy"] == pytest.approx(share)
     assert [shown.key for shown in finding.shown] == ["accuracy", "forgetting"]
 
