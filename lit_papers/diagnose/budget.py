@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-_SAFE = 0.85  # of the time is planned with: estimates are of a few batches
+_SAFE = 0.8  # of the time is planned with: estimates are of a few batches
 
 
 def share_out(costs: Mapping[str, Sequence[float]], seconds: float) -> dict[str, int | None]:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], resolve: Callable[[Sequence[str]], tuple[list
     from lit_papers.diagnose.configured import diagnose_configured
 
     # a run's file is always called config.yaml: the folder says more
-    named = [str(out.parent) if name == "config" and given.ckpt_path else name for name in names]
+    named = [str(_beside(given.ckpt_path).parent) if name == "config" and given.ckpt_path else name for name in names]
     title = f"Diagnosis of {named[-1]}" if named else None
     report = diagnose_configured(
         resolved, given.ckpt_path or (), lenses=lenses, minutes=given.minutes, title=title, log=given.log

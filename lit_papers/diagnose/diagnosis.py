@@ -33,6 +33,7 @@ from lit_papers.lens.streams import streams_kept
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SECONDS_FIGURE = 0.5
 _PASS = {"train": "reading the training data", "validation": "reading the validation data"}
 NAMES = (*(entry.name for entry in ENTRIES), FORGETTING)
 
@@ -134,34 +135,41 @@ class _Diagnosis:
         self.doubts: list[str] = []
         self._broken: str | None = None
         self._loaders = loaders
-        self._subjects: dict[tuple[Data, Any], Subject] = {}
+        self._subjects: dict[tuple[Data, Any, Any], Subject] = {}
+        self._most: int | None = None
+        self._seconds = seconds
         self._end = time.perf_counter() + seconds
         probe = Subject(model, trainer=trainer, reads=None, **options)
         self.processes, self.device = probe.processes, probe.device
-        self._limits: dict[Data, int | None] = {}
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    def subject(self, data: Data, limit: int | None = None) -> Subject:
-        """The network bound to one data set; of a part of it, samples from all over.
+    def subject(self, data: Data, limit: int | None = None, most: int | None = None) -> Subject:
+        """The network bound to one data set.
+
+        Args:
+            data: which.
+            limit: batches of it, with samples from all over.
+            most: samples of a batch, where a larger one would take too long; None takes what the probe has found.
 
         Raises:
             NotApplicable: there are no such data.
         """
-        if (data, limit) not in self._subjects:
+        most = self._most if most is None else most
+        if (data, limit, most) not in self._subjects:
             loader = self._loaders[data]
             if loader is None and self.trainer is None:
                 raise NotApplicable(
                     f"there are no data to measure on: pass a loader, `{'train' if data == 'train' else 'val'}`"
                 )
             subject = Subject(self.model, loader, trainer=self.trainer, reads=data, max_batches=limit, **self.options)
-            if limit is not None and readings.is_indexed(subject.loader):
-                scattered = readings.scattered(subject.loader, None, self.seed)
+            if not (limit is None and most is None) and readings.is_indexed(subject.loader):
+                scattered = readings.scattered(subject.loader, None, self.seed, most)
                 subject = Subject(
                     self.model, scattered, trainer=self.trainer, reads=data, max_batches=limit, **self.options
                 )
-            self._subjects[data, limit] = subject
-        return self._subjects[data, limit]
+            self._subjects[data, limit, most] = subject
+        return self._subjects[data, limit, most]
 
     def named_subjects(self, evaluations: Mapping[str, Any] | None) -> dict[str, Subject]:
         """A subject for each data set that accuracies are wanted of."""
@@ -201,9 +209,8 @@ class _Diagnosis:
             warnings.simplefilter("ignore")  # they come again when it counts
             self._broken = not_finite(self.model)
             self.doubts += [self._broken] if self._broken else []
-            probe = Probe(
-                {data: self.subject(data) for data in self._loaders if self._has(data)}, list(entries.values())
-            )
+            probe = Probe(self.subject, [data for data in self._loaders if self._has(data)], list(entries.values()))
+            self._most = probe.time(self._seconds)
             setting = probe.setting(self.model, self.seed)
         setting.players, setting.pairs, setting.lam = players, pairs, lam
         setting.checkpoints = [moment.path for moment in self.moments if moment.path is not None]
@@ -238,7 +245,10 @@ class _Diagnosis:
         """Seconds of each measurement at its levels; those that read through a pass are in its cost."""
         looks = len(self.moments)
         costs = {
-            name: [plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name])) for plan in found]
+            name: [
+                _SECONDS_FIGURE + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
+                for plan in found
+            ]
             for name, found in plans.items()
             if not entries[name].gathers
         }
@@ -438,7 +448,7 @@ def _account(finding: Finding) -> Iterator[None]:
 def _shown(entry: Entry, histories: Mapping[str, Sequence[Mapping[str, Any]]], over_time: bool) -> list[Shown]:
     shown = []
     for row in entry.rows:
-        if row.only_over_time and not over_time:
+        if row.when == "over time" and not over_time:
             continue
         for data, history in histories.items():
             value = history[-1].get(row.key)
@@ -458,7 +468,7 @@ def _drawn(
     over_time: bool,
 ) -> dict[str, bytes]:
     """The figures as PNG; one that cannot be drawn is a note."""
-    rows = [(row.key, row.label, row.error) for row in entry.rows]
+    rows = [(row.key, row.label, row.error) for row in entry.rows if row.when != "now"]
     wanted: dict[str, Callable[[], Figure | None]] = {
         entry.caption or entry.title: lambda: entry.draw(lens, histories),
     }

@@ -95,7 +95,7 @@ class Row:
         meaning: what range means what.
         error: key of its standard error.
         scale: that it is multiplied by, to be in the unit of the label.
-        only_over_time: says something only where there are several checkpoints.
+        when: it is shown; ``"now"`` says nothing over several checkpoints, ``"over time"`` nothing of one.
     """
 
     key: str
@@ -103,7 +103,7 @@ class Row:
     meaning: str
     error: str | None = None
     scale: float = 1.0
-    only_over_time: bool = False
+    when: Literal["always", "now", "over time"] = "always"
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _strides(setting: Setting) -> list[Plan]:
     if setting.one_sample().ndim not in (3, 4, 5):
         raise NotApplicable("inputs are no maps: strides are of convolutions and poolings")
     layers = sum(1 for module in setting.network.modules() if not list(module.children()))
-    return [Plan(ConvertibleLens, seconds=2 + 0.15 * layers + 10 * setting.forward)]
+    return [Plan(ConvertibleLens, seconds=2 + 0.2 * layers + 30 * setting.forward)]
 
 
 def _convex(setting: Setting) -> list[Plan]:
@@ -402,7 +402,7 @@ ENTRIES: tuple[Entry, ...] = (
                 "centroid of J over the orders",
                 "0: only pairs alone; 1/2: balanced or two-sided; 1: only the whole",
             ),
-            Row("n_samples", "samples measured", "more make the bands of the figure narrower"),
+            Row("n_samples", "samples measured", "more make the bands of the figure narrower", when="now"),
         ),
         _interactions,
         data=("validation",),
@@ -418,7 +418,15 @@ ENTRIES: tuple[Entry, ...] = (
         "sees no more than that.",
         "Counts are exact; elementwise work, norms and FFTs are not counted.",
         "Riad et al., ICLR 2022, on what strides cost",
-        (Row("gmacs", "multiply-adds of a sample, in millions", "the figure shows where they are spent", scale=1e3),),
+        (
+            Row(
+                "gmacs",
+                "multiply-adds of a sample, in millions",
+                "the figure shows where they are spent",
+                scale=1e3,
+                when="now",
+            ),
+        ),
         _cost,
         caption="Multiply-adds by layer, and what is left of a map",
         draw=_last,
@@ -432,9 +440,14 @@ ENTRIES: tuple[Entry, ...] = (
         "The conversion was carried out and run at several strides.",
         "Riad et al., ICLR 2022",
         (
-            Row("layers", "layers with a stride that could be learned", "0: there is none"),
-            Row("strides", "strides of their own", "fewer than layers where maps meet, as in residual blocks"),
-            Row("cost_ratio", "multiply-adds, converted / now", "1: no dearer; training moves it"),
+            Row("layers", "layers with a stride that could be learned", "0: there is none", when="now"),
+            Row(
+                "strides",
+                "strides of their own",
+                "fewer than layers where maps meet, as in residual blocks",
+                when="now",
+            ),
+            Row("cost_ratio", "multiply-adds, converted / now", "1: no dearer; training moves it", when="now"),
         ),
         _strides,
         caption="Layers and their strides",
@@ -468,7 +481,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Geerts & Reutter, ICLR 2022, theorems 4.1 to 4.3",
         (
             Row("separated", "pairs separated", "as many as the ceiling: the architecture is used to the full"),
-            Row("total", "pairs in all", ""),
+            Row("total", "pairs in all", "", when="now"),
             Row("ceiling/cr", "ceiling of message passing (colour refinement)", "most that message passing can reach"),
             Row("ceiling/2-fwl", "ceiling of 2-FWL", "most that third-order networks can reach"),
             Row("unreliable", "pairs that cannot be decided", "0 is good"),
@@ -496,7 +509,7 @@ ENTRIES: tuple[Entry, ...] = (
                 "to_first",
                 "mean CKA with the first checkpoint",
                 "1: features are the same; below 0.5: other features",
-                only_over_time=True,
+                when="over time",
             ),
         ),
         _similarity,

@@ -15,6 +15,7 @@ from lit_papers.plotting import STYLES, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ROUNDING = 1e-12  # of the loss without any weights
 _KEYS = ("distance", "excess", "ls")
 
 
@@ -63,7 +64,8 @@ def least_squares_distance(stats: ClassStatistics, weight: Tensor) -> dict[str, 
     slope = once["perp"] - none["perp"] - curvature
     lowest = (none["perp"] - slope.square() / (4 * curvature)).clamp_min(0)
     least = once["ls"]
-    return {"distance": distance, "excess": torch.where(least > 0, lowest / least, torch.nan), "ls": least}
+    is_rounding = least <= _ROUNDING * none["loss"]  # fewer samples than features fit exactly
+    return {"distance": distance, "excess": torch.where(is_rounding, torch.nan, lowest / least), "ls": least}
 
 
 class HeadLens(Lens):
