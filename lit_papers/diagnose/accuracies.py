@@ -12,11 +12,11 @@ from lit_papers.continual import metrics
 from lit_papers.continual.figures import accuracy_matrix_figure
 from lit_papers.continual.lens import AccuracyLens
 from lit_papers.diagnose.checkpoints import Checkpoint, weights_of
+from lit_papers.diagnose.names import FORGETTING
 from lit_papers.diagnose.probing import said_of
 from lit_papers.diagnose.report import Finding, Shown
 from lit_papers.lens import NotApplicable, Subject
 
-NAME = "forgetting"
 _WHAT = (
     "Each checkpoint is evaluated on each data set. Where they are tasks that were learned one after the other, the "
     "diagonal is what was known just after learning, and what falls below it later was forgotten."
@@ -27,7 +27,7 @@ _SOURCE = "Madaan et al., ICLR 2022, section 5 (average accuracy and forgetting)
 
 def accuracy_matrix(subjects: Mapping[str, Subject], network: nn.Module, moments: Sequence[Checkpoint]) -> Finding:
     """A finding with one history a data set; forgetting, where there are as many checkpoints as data sets."""
-    finding = Finding(NAME, "Forgetting", "does not apply", _WHAT, _ERROR, _SOURCE)
+    finding = Finding(FORGETTING, "Forgetting", "does not apply", _WHAT, _ERROR, _SOURCE)
     if len(subjects) < 2 or len(moments) < 2:
         finding.reason = (
             f"there are {len(subjects)} evaluation sets and {len(moments)} checkpoints, and needed are at least two of "

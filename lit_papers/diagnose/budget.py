@@ -9,10 +9,10 @@ def share_out(costs: Mapping[str, Sequence[float]], seconds: float) -> dict[str,
     """Choose how thoroughly each measurement is made, so that all fit into the time.
 
     What is cheap is made in full; what is left is shared out evenly among the others, and what one of them does not
-    need goes to the next. Where even the least of all does not fit, the dearest are left out.
+    need goes to the next. Where even the least of all does not fit, those come first that stand first.
 
     Args:
-        costs: seconds of each measurement at each of its levels, the most thorough first.
+        costs: seconds of each measurement at each of its levels, the most thorough first; the most wanted first.
         seconds: in all, > 0; infinite for no bound.
 
     Returns:
@@ -25,7 +25,7 @@ def share_out(costs: Mapping[str, Sequence[float]], seconds: float) -> dict[str,
     left = _SAFE * seconds
     least = {name: min(levels) for name, levels in costs.items()}
     taken: list[str] = []
-    for name in sorted(costs, key=lambda each: least[each]):
+    for name in costs:
         if sum(least[each] for each in taken) + least[name] <= left:
             taken.append(name)
     for place, name in enumerate(sorted(taken, key=lambda each: max(costs[each]))):

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lit_papers.diagnose.names import check_names
+
 _EPILOG = """The configuration is that of a run (runs/.../config.yaml), a shipped name (neural_collapse/digits), or
 your own LightningCLI's; --model=..., --data=... and other options of `fit` go beside it. Several checkpoints are a
 time line.
@@ -59,8 +61,9 @@ def main(arguments: Sequence[str], resolve: Callable[[Sequence[str]], tuple[list
     out = given.out or _beside(given.ckpt_path)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: this is a file, and a folder is needed")
-    resolved, names = resolve(others)
     lenses = None if given.lenses is None else [name.strip() for name in given.lenses.split(",") if name.strip()]
+    check_names(lenses)
+    resolved, names = resolve(others)
 
     from rich.console import Console
 

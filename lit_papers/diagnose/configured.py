@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_papers.diagnose.checkpoints import read_checkpoints
-from lit_papers.diagnose.diagnosis import check_names, diagnose
+from lit_papers.diagnose.diagnosis import diagnose
 from lit_papers.diagnose.report import Report
 from lit_papers.lightning_cli import Parser, instantiating
 
@@ -103,7 +103,6 @@ def diagnose_configured(
         ValueError: a name is wrong, or a checkpoint is of another network.
         SystemExit: the configuration is wrong; the message is printed.
     """
-    check_names(lenses)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     cli = _Configured(arguments, with_loggers=log)

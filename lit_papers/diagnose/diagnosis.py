@@ -1,6 +1,5 @@
 """The diagnosis itself: which lenses fit, how thoroughly they look, and looking."""
 
-import difflib
 import io
 import math
 import time
@@ -21,7 +20,8 @@ from lit_papers.diagnose.accuracies import accuracy_matrix
 from lit_papers.diagnose.budget import share_out
 from lit_papers.diagnose.checkpoints import Checkpoint, read_checkpoints, weights_of
 from lit_papers.diagnose.control import fresh_weights
-from lit_papers.diagnose.entries import ENTRIES, FORGETTING, Data, Entry, Plan
+from lit_papers.diagnose.entries import ENTRIES, Data, Entry, Plan
+from lit_papers.diagnose.names import FORGETTING, check_names
 from lit_papers.diagnose.probing import Probe, said_of
 from lit_papers.diagnose.provenance import network_facts, not_finite, provenance
 from lit_papers.diagnose.report import Finding, Report, Shown
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _SECONDS_FIGURE = 0.5
 _PASS = {"train": "reading the training data", "validation": "reading the validation data"}
-NAMES = (*(entry.name for entry in ENTRIES), FORGETTING)
 
 
 def diagnose(
@@ -220,7 +219,7 @@ class _Diagnosis:
                 if entry.gathers and probe.failure is not None:
                     raise self._explained(probe.failure)
                 plans[name] = entry.plans(setting)
-        costs = self._costs(entries, plans, probe)
+        costs = self._costs(entries, plans, probe, setting.slowness * _SECONDS_FIGURE)
         whole = len(costs)
         step("", 0, whole)
         levels = share_out(costs, self._remaining())
@@ -241,20 +240,22 @@ class _Diagnosis:
         step("", whole, whole)
         return [findings[name] for name in entries]
 
-    def _costs(self, entries: dict[str, Entry], plans: dict[str, list[Plan]], probe: Probe) -> dict[str, list[float]]:
+    def _costs(
+        self, entries: dict[str, Entry], plans: dict[str, list[Plan]], probe: Probe, drawing: float
+    ) -> dict[str, list[float]]:
         """Seconds of each measurement at its levels; those that read through a pass are in its cost."""
         looks = len(self.moments)
-        costs = {
+        passes = {_PASS[data]: [looks * each for each in probe.seconds_of_levels(data)] for data in probe.batches}
+        others = {
             name: [
-                _SECONDS_FIGURE + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
+                drawing + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
                 for plan in found
             ]
             for name, found in plans.items()
             if not entries[name].gathers
         }
-        for data in probe.batches:
-            costs[_PASS[data]] = [looks * each for each in probe.seconds_of_levels(data)]
-        return costs
+        first = {_PASS["train"]: passes.pop(_PASS["train"])} if _PASS["train"] in passes else {}
+        return {**first, **others, **passes}  # what is most wanted first: three lenses read the training data
 
     def _data_of(self, entry: Entry) -> list[Data]:
         if entry.data == ("validation",) and not self._has("validation"):
@@ -391,24 +392,6 @@ def _conclude(tasks: Sequence[_Task], finding: Finding, *, over_time: bool) -> N
     finding.status, finding.reason = "measured", None
     finding.shown = _shown(tasks[0].entry, found, over_time)
     finding.figures = _drawn(tasks[0].entry, tasks[0].lens, found, finding, over_time)
-
-
-def check_names(lenses: Sequence[str] | None) -> list[str]:
-    """Names of lenses, all for None.
-
-    Raises:
-        ValueError: there is no such lens; the message has the nearest.
-    """
-    if lenses is None:
-        return list(NAMES)
-    if isinstance(lenses, str):
-        raise ValueError(f"lenses must be a list of names, got {lenses!r}")
-    for name in lenses:
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no lens {name!r}{hint} (there are {', '.join(NAMES)})")
-    return list(lenses)
 
 
 def _as_it_is(trainer: Trainer | None) -> Checkpoint:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lit_papers.continual.network_lens import LayerSimilarityLens, LossSliceLens
 from lit_papers.convex_relu.lens import ConvexGapLens
 from lit_papers.diagnose import figures
-from lit_papers.diffstride.lens import ConvertibleLens, CostLens, StrideLens, stride_layers
+from lit_papers.diffstride.lens import StrideLens, stride_layers
+from lit_papers.diffstride.network_lens import ConvertibleLens, CostLens
 from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.lens import InteractionLens
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid, Players
@@ -40,6 +41,7 @@ class Setting:
         sample: one input, ``(1, ...)``; None where a batch holds no single tensor, and then ``no_sample`` says why.
         no_sample: see there.
         forward: seconds that ``forward`` takes for a sample, in batches that suit it; NaN where it cannot be called.
+        slowness: seconds that pass for a second of computing, where others use the machine too.
         graphs: whether batches are of graphs.
         players: the user's, or None.
         pairs: of graphs, the user's, or None.
@@ -52,6 +54,7 @@ class Setting:
     sample: Tensor | None
     no_sample: str
     forward: float
+    slowness: float = 1.0
     graphs: bool = False
     players: Players | None = None
     pairs: Sequence[Any] | None = None
@@ -153,7 +156,10 @@ def _only_over_time(lens: Lens, histories: Mapping[str, History]) -> "Figure | N
 
 
 def _collapse(setting: Setting) -> list[Plan]:
-    return [Plan(lambda: CollapseLens(layers="all"), seconds=0.2)]
+    return [
+        Plan(lambda: CollapseLens(layers="all")),
+        Plan(CollapseLens, note="the last layer alone, as no other gives a row for each sample"),
+    ]
 
 
 def _central_path(setting: Setting) -> list[Plan]:
@@ -217,7 +223,7 @@ def _interactions(setting: Setting) -> list[Plan]:
                 lambda players=players, n_samples=n_samples, options=options: InteractionLens(
                     players, n_samples, seed=setting.seed, **options
                 ),
-                forwards * (setting.forward + _SECONDS_MASK),
+                forwards * (setting.forward + setting.slowness * _SECONDS_MASK),
                 None if named == full else f"{named} instead of {full}",
             )
         )
@@ -226,16 +232,16 @@ def _interactions(setting: Setting) -> list[Plan]:
 
 def _cost(setting: Setting) -> list[Plan]:
     setting.one_sample()
-    return [Plan(CostLens, seconds=0.2 + 2 * setting.forward)]
+    return [Plan(CostLens, setting.slowness * 0.5 + 2 * setting.forward)]
 
 
 def _strides(setting: Setting) -> list[Plan]:
     if stride_layers(setting.network):
-        return [Plan(StrideLens, seconds=0.2)]
+        return [Plan(StrideLens, setting.slowness * 0.5)]
     if setting.one_sample().ndim not in (3, 4, 5):
         raise NotApplicable("inputs are no maps: strides are of convolutions and poolings")
     layers = sum(1 for module in setting.network.modules() if not list(module.children()))
-    return [Plan(ConvertibleLens, seconds=2 + 0.2 * layers + 30 * setting.forward)]
+    return [Plan(ConvertibleLens, setting.slowness * (2 + 0.1 * layers) + 20 * setting.forward)]
 
 
 def _convex(setting: Setting) -> list[Plan]:
@@ -263,7 +269,7 @@ def _separation(setting: Setting) -> list[Plan]:
     return [
         Plan(
             lambda pairs=pairs[:count], relabelings=relabelings: SeparationLens(pairs, relabelings),
-            0.5 + 2 * len(pairs[:count]) * (0.01 + relabelings * 0.01),
+            setting.slowness * (0.5 + 0.02 * len(pairs[:count]) * (1 + relabelings)),
             None if count is None else f"the first {count} of {len(pairs)} pairs",
         )
         for count, relabelings in ((None, 4), (10, 4), (4, 2))
@@ -275,7 +281,7 @@ def _similarity(setting: Setting) -> list[Plan]:
     return [
         Plan(
             lambda count=count: LayerSimilarityLens(count, seed=setting.seed),
-            0.5 + 2 * count * setting.forward,
+            setting.slowness * 0.5 + 2 * count * setting.forward,
             None if count == 256 else f"{count} samples instead of 256",
         )
         for count in (256, 64, 24)
@@ -290,7 +296,7 @@ def _loss_slice(setting: Setting) -> list[Plan]:
     return [
         Plan(
             lambda count=count, steps=steps: LossSliceLens(count, steps, seed=setting.seed),
-            steps**2 * (count * setting.forward + 3e-9 * parameters) + 0.1,
+            setting.slowness * (0.1 + 3e-9 * steps**2 * parameters) + steps**2 * count * setting.forward,
             None if steps == 17 else f"{steps} x {steps} points and {count} samples instead of 17 x 17 and 256",
         )
         for steps, count in ((17, 256), (13, 128), (9, 64), (5, 32), (5, 8))
@@ -564,4 +570,3 @@ ENTRIES: tuple[Entry, ...] = (
         draw=_only_over_time,
     ),
 )
-FORGETTING = "forgetting"

@@ -19,6 +19,7 @@ _PARTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
 _FEWEST, _FEWEST_SAMPLES = 2, 32  # of a pass: batches, and samples in them
 _UNKNOWN = (4096, 1024, 256, 64, 16, 4)  # batches of a stream without length
 _ROWS_BYTES = 2**24  # of one forward pass while its speed is measured
+_SLOWEST = 12.0
 _NO_DATA = "there are no data to measure on: pass a loader, `train`"
 
 
@@ -43,6 +44,7 @@ class Probe:
         self._gathering = [entry for entry in entries if entry.gathers]
         self._begin, self._each = 0.0, 0.0  # seconds of a pass: to begin with, and for each batch
         self._per_sample = math.nan
+        self._slowness = 1.0
         self._most: int | None = None
 
     def time(self, seconds: float) -> int | None:
@@ -56,10 +58,13 @@ class Probe:
         """
         if not self._datasets:
             return None
+        begun, computed = time.perf_counter(), time.process_time()
         try:
             self._time(seconds)
         except Exception as error:  # a stranger's loader or network
             self.failure = error
+        passed, computed = time.perf_counter() - begun, time.process_time() - computed
+        self._slowness = min(max(passed / max(computed, 1e-3), 1.0), _SLOWEST)
         return self._most
 
     def _time(self, seconds: float) -> None:
@@ -147,7 +152,10 @@ class Probe:
                 reason = str(error) if isinstance(error, (NotApplicable, TypeError)) else said_of(error)
         if sample is not None:
             seconds = self._agreed(self._subject_of(self._datasets[0]), self._forward_seconds(sample))
-        return Setting(network, sample, reason, seconds, graphs, seed=seed)
+        slowness = self._slowness if not self._datasets else self._agreed(
+            self._subject_of(self._datasets[0]), self._slowness
+        )  # fmt: skip
+        return Setting(network, sample, reason, seconds, slowness, graphs, seed=seed)
 
     def _forward_seconds(self, sample: Tensor) -> float:
         """Seconds of a sample, in ever larger batches until they take long enough to be told; NaN where it fails."""

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollapse
 from lit_papers.diagnose import Report, diagnose
 from lit_papers.diagnose.control import fresh_weights
-from lit_papers.diagnose.diagnosis import NAMES
+from lit_papers.diagnose.entries import ENTRIES
+from lit_papers.diagnose.names import FORGETTING, NAMES
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.neural_collapse.lens import CollapseLens
 from tests.diagnose.small import CLASSES, FEATURES, loaders, network, samples, trained
@@ -55,7 +56,7 @@ def test_network_buffers_modes_and_streams_are_bit_identical(whole: Any) -> None
 def test_every_lens_is_measured_or_says_why_not(whole: Any) -> None:
     _, report, _, _ = whole
     status = {finding.name: finding.status for finding in report.findings}
-    assert list(status) == list(NAMES)
+    assert list(status) == list(NAMES) == [*(entry.name for entry in ENTRIES), FORGETTING]
     applies = {"collapse", "central_path", "head", "interactions", "cost", "similarity", "loss_slice"}
     assert {name for name, how in status.items() if how == "measured"} == applies
     assert {how for name, how in status.items() if name not in applies} == {"does not apply"}

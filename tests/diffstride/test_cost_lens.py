@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_papers.diffstride.layers import DiffStride2d
-from lit_papers.diffstride.lens import ConvertibleLens, CostLens
+from lit_papers.diffstride.network_lens import ConvertibleLens, CostLens
 from lit_papers.lens import NotApplicable
 
 
