@@ -59,11 +59,14 @@ def read_checkpoints(paths: Sequence[str | Path], network: nn.Module) -> list[Ch
         content = _read(path)
         _check_same(path, _weights(path, content), network)
         step, epoch = content.get("global_step"), content.get("epoch")
-        known = isinstance(step, int) and isinstance(epoch, int)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        # `epoch` counts from 0 while it goes on, and is what is done at the end of the fit
         found.append(
-            Checkpoint(path, step if known else place + 1, max(1, epoch + 1) if known and step else place + 1, digest)
+            Checkpoint(
+                path,
+                step if isinstance(step, int) else place + 1,
+                epoch + 1 if isinstance(epoch, int) else place + 1,  # it counts from 0 while it goes on
+                digest,
+            )
         )
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
