@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lit_papers.cli import main
 
@@ -91,3 +92,12 @@ def test_a_page_of_a_run(config: str, capsys: pytest.CaptureFixture[str]) -> Non
         path["histories"]["train"][0]["loss"] > 0
     )  # weight decay is read from the optimizer, which no step was made by
     assert "page/report.html" in capsys.readouterr().out
+
+
+def test_the_overlay_adds_the_page_to_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "neural_collapse/digits", "--config", "diagnose", "--print_config"])
+    assert not end.value.code
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    names = [callback["class_path"].rpartition(".")[2] for callback in callbacks]
+    assert names == ["NeuralCollapse", "CentralPath", "Diagnosis"]
