@@ -62,7 +62,8 @@ def accuracy_matrix(subjects: Mapping[str, Subject], network: nn.Module, moments
 
 
 def _history(subject: Subject, network: nn.Module, moments: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    lens, history = AccuracyLens(), []
+    lens = AccuracyLens()
+    history: list[dict[str, Any]] = []
     for number, checkpoint in enumerate(moments):
         with weights_of(checkpoint, network):
             if number == 0:

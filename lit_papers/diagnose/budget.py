@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 _SAFE = 0.8  # of the time is planned with: estimates are of a few batches
+_WORTH = 0.8  # of the seconds: what saves less is no reason to measure with less
 
 
 def share_out(costs: Mapping[str, Sequence[float]], seconds: float) -> dict[str, int | None]:
@@ -23,7 +24,8 @@ def share_out(costs: Mapping[str, Sequence[float]], seconds: float) -> dict[str,
     """
     chosen: dict[str, int | None] = dict.fromkeys(costs)
     left = _SAFE * seconds
-    least = {name: min(levels) for name, levels in costs.items()}
+    levels_of = {name: _worth_it(levels) for name, levels in costs.items()}
+    least = {name: min(levels.values()) for name, levels in levels_of.items()}
     taken: list[str] = []
     for name in costs:
         if sum(least[each] for each in taken) + least[name] <= left:
@@ -32,6 +34,15 @@ def share_out(costs: Mapping[str, Sequence[float]], seconds: float) -> dict[str,
         others = sorted(taken, key=lambda each: max(costs[each]))[place:]
         spare = left - sum(least[each] for each in others)
         allowed = least[name] + spare / len(others)
-        chosen[name] = next(level for level, cost in enumerate(costs[name]) if cost <= allowed)
+        chosen[name] = next(level for level, cost in levels_of[name].items() if cost <= allowed)
         left -= costs[name][chosen[name] or 0]
     return chosen
+
+
+def _worth_it(levels: Sequence[float]) -> dict[int, float]:
+    """The first level, and each that saves a good part of the time of the one before."""
+    kept = {0: levels[0]}
+    for level, cost in enumerate(levels):
+        if cost <= _WORTH * min(kept.values()):
+            kept[level] = cost
+    return kept

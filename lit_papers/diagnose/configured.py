@@ -115,7 +115,7 @@ def diagnose_configured(
             stacklevel=1,
         )
     look = _Look(checkpoints, {"lenses": lenses, "minutes": minutes, "title": title, "progress": True})
-    cli.trainer.callbacks.append(look)
+    cli.trainer.callbacks.append(look)  # type: ignore[attr-defined]  # set by a connector
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if look.report is not None and log:
         look.report.log(cli.trainer.loggers)

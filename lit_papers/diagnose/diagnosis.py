@@ -33,7 +33,7 @@ from lit_papers.lens.streams import streams_kept
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SECONDS_FIGURE = 0.5
+_SECONDS_FIGURE = 0.7  # of computing
 _PASS = {"train": "reading the training data", "validation": "reading the validation data"}
 
 
@@ -179,7 +179,7 @@ class _Diagnosis:
 
     def loaders(self) -> dict[str, Any]:
         """The loaders that there are."""
-        found = {}
+        found: dict[str, Any] = {}
         for data in self._loaders:
             with suppress(Exception):  # its reason stands where it matters
                 found[data] = self.subject(data).loader
@@ -219,7 +219,7 @@ class _Diagnosis:
                 if entry.gathers and probe.failure is not None:
                     raise self._explained(probe.failure)
                 plans[name] = entry.plans(setting)
-        costs = self._costs(entries, plans, probe, setting.slowness * _SECONDS_FIGURE)
+        costs = self._costs(entries, plans, probe, setting.slowness * _SECONDS_FIGURE * min(len(self.moments), 2))
         whole = len(costs)
         step("", 0, whole)
         levels = share_out(costs, self._remaining())
@@ -248,7 +248,7 @@ class _Diagnosis:
         passes = {_PASS[data]: [looks * each for each in probe.seconds_of_levels(data)] for data in probe.batches}
         others = {
             name: [
-                drawing + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
+                drawing + plan.once + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
                 for plan in found
             ]
             for name, found in plans.items()
@@ -313,6 +313,7 @@ class _Diagnosis:
 
     def _is_checked(self, task: "_Task", finding: Finding) -> bool:
         """Whether a plan fits: the first, or a humbler one."""
+        fits = False
         with _account(finding):
             task.subject = self.subject(task.data, task.limit)
             refusal: NotApplicable | None = None
@@ -325,10 +326,11 @@ class _Diagnosis:
                     refusal = refusal or error
                     continue
                 finding.reduced = plan.note or finding.reduced
-                return True
-            assert refusal is not None  # noqa: S101
-            raise self._explained(refusal)
-        return False
+                fits = True
+                break
+            if refusal is not None and not fits:
+                raise self._explained(refusal)
+        return fits
 
     def _explained(self, error: Exception) -> Exception:
         """Of weights that are not finite all sorts of things do not fit, and this alone is why."""

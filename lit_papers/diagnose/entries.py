@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,11 +82,13 @@ class Plan:
         make: the lens.
         seconds: that a look takes, estimated, beside the pass over the data.
         note: what is less than in full; None for the first.
+        once: seconds before the first look.
     """
 
     make: Callable[[], Lens]
     seconds: float = 0.02
     note: str | None = None
+    once: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -214,15 +217,13 @@ def _interactions(setting: Setting) -> list[Plan]:
     ):  # fmt: skip
         players = setting.players or players_of(sample, grid)
         batch_size = max(4, min(1024, _MASKED_BYTES // (sample.numel() * sample.element_size() or 1)))
-        options = {"pairs": pairs, "n_contexts": contexts, "batch_size": batch_size}
+        options: dict[str, Any] = {"pairs": pairs, "n_contexts": contexts, "batch_size": batch_size}
         forwards = MultiOrderInteraction(nn.Identity(), players, **options).estimate_forwards(1) * n_samples
         named = f"{n_samples} samples, {players.n_players} players, {pairs} pairs and {contexts} contexts"
         full = full or named
         plans.append(
             Plan(
-                lambda players=players, n_samples=n_samples, options=options: InteractionLens(
-                    players, n_samples, seed=setting.seed, **options
-                ),
+                partial(InteractionLens, players, n_samples, seed=setting.seed, **options),
                 forwards * (setting.forward + setting.slowness * _SECONDS_MASK),
                 None if named == full else f"{named} instead of {full}",
             )
@@ -232,24 +233,25 @@ def _interactions(setting: Setting) -> list[Plan]:
 
 def _cost(setting: Setting) -> list[Plan]:
     setting.one_sample()
-    return [Plan(CostLens, setting.slowness * 0.5 + 2 * setting.forward)]
+    return [Plan(CostLens, setting.slowness * 0.1 + 2 * setting.forward)]
 
 
 def _strides(setting: Setting) -> list[Plan]:
     if stride_layers(setting.network):
-        return [Plan(StrideLens, setting.slowness * 0.5)]
+        return [Plan(StrideLens, setting.slowness * 0.1 + 2 * setting.forward)]
     if setting.one_sample().ndim not in (3, 4, 5):
         raise NotApplicable("inputs are no maps: strides are of convolutions and poolings")
-    layers = sum(1 for module in setting.network.modules() if not list(module.children()))
-    return [Plan(ConvertibleLens, setting.slowness * (2 + 0.1 * layers) + 20 * setting.forward)]
+    layers = [module for module in setting.network.modules() if not list(module.children())]
+    if not any(hasattr(layer, "stride") for layer in layers):
+        raise NotApplicable("there is no convolution and no pooling layer, so there are no strides")
+    return [Plan(ConvertibleLens, once=setting.slowness * (1 + 0.08 * len(layers)) + 20 * setting.forward)]
 
 
 def _convex(setting: Setting) -> list[Plan]:
-    beta = {} if setting.lam is None else {"beta": setting.lam}
-    del beta  # lam is per sample, beta of a sum over samples: the step tells it, or the user asks the lens itself
+    # beta is read from the training step; a network without one asks for it, which `ConvexGapLens` itself takes
     return [
         Plan(
-            lambda seconds=seconds: ConvexGapLens("relaxed", seconds=seconds),
+            partial(ConvexGapLens, "relaxed", seconds=seconds),
             1.5 * seconds,
             None if seconds == _SECONDS_CONVEX else f"{seconds:g} s for the bound instead of {_SECONDS_CONVEX:g} s",
         )
@@ -268,7 +270,7 @@ def _separation(setting: Setting) -> list[Plan]:
     pairs = setting.pairs or GraphPairs("atlas").pairs
     return [
         Plan(
-            lambda pairs=pairs[:count], relabelings=relabelings: SeparationLens(pairs, relabelings),
+            partial(SeparationLens, pairs[:count], relabelings),
             setting.slowness * (0.5 + 0.02 * len(pairs[:count]) * (1 + relabelings)),
             None if count is None else f"the first {count} of {len(pairs)} pairs",
         )
@@ -280,8 +282,8 @@ def _similarity(setting: Setting) -> list[Plan]:
     setting.one_sample()
     return [
         Plan(
-            lambda count=count: LayerSimilarityLens(count, seed=setting.seed),
-            setting.slowness * 0.5 + 2 * count * setting.forward,
+            partial(LayerSimilarityLens, count, seed=setting.seed),
+            setting.slowness * 0.2 + count * setting.forward,
             None if count == 256 else f"{count} samples instead of 256",
         )
         for count in (256, 64, 24)
@@ -295,7 +297,7 @@ def _loss_slice(setting: Setting) -> list[Plan]:
     parameters = sum(parameter.numel() for parameter in setting.network.parameters())
     return [
         Plan(
-            lambda count=count, steps=steps: LossSliceLens(count, steps, seed=setting.seed),
+            partial(LossSliceLens, count, steps, seed=setting.seed),
             setting.slowness * (0.1 + 3e-9 * steps**2 * parameters) + steps**2 * count * setting.forward,
             None if steps == 17 else f"{steps} x {steps} points and {count} samples instead of 17 x 17 and 256",
         )

@@ -18,7 +18,8 @@ def collapse_over_depth(lens: Lens, histories: Mapping[str, History]) -> "Figure
     """Collapse block by block, each data set a line; of one data set, moments from light to dark."""
     if not any(key.endswith("/nc1") for history in histories.values() for key in history[-1]):
         return None
-    return collapse_figures.depth({**histories})
+    named: dict[str | None, History] = dict(histories.items())
+    return collapse_figures.depth(named)
 
 
 def signal_to_noise(history: History) -> "Figure | None":

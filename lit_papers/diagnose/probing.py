@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_papers.diagnose.entries import Data, Entry, Setting
-from lit_papers.lens import Moment, NotApplicable, Subject
+from lit_papers.lens import Lens, Moment, NotApplicable, Subject
 from lit_papers.lens import data as readings
 
 _FIRST = 4  # samples that are tried before anything else
@@ -95,10 +96,10 @@ class Probe:
             if any(name in entry.data for entry in self._gathering):
                 self.batches[name] = _number_of(self._subject_of(name, most=self._most))
 
-    def _checked(self, subject: Subject, data: Data) -> tuple[list[tuple[object, object]], Subject]:
+    def _checked(self, subject: Subject, data: Data) -> tuple[list[tuple[Lens, Any]], Subject]:
         trial = copy.copy(subject)
         trial._gatherings, trial.asked = {}, []
-        lenses: list[tuple[object, object]] = []
+        lenses: list[tuple[Lens, Any]] = []
         for entry in self._gathering:
             if data in entry.data:
                 with suppress(NotApplicable):  # its own section says why

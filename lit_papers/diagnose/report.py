@@ -124,7 +124,7 @@ class Report:
 
     def numbers(self) -> dict[str, float]:
         """Single numbers of the last moment, as ``<lens>/<key>``; of several data sets as ``<lens>/<data>/<key>``."""
-        found = {}
+        found: dict[str, float] = {}
         for finding in self.findings:
             for data, history in finding.histories.items():
                 prefix = f"{finding.name}/{data}" if len(finding.histories) > 1 else finding.name

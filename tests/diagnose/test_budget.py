@@ -33,5 +33,10 @@ def test_what_a_cheap_one_does_not_need_goes_to_the_dear_ones() -> None:
     assert share_out({"x": dear, "y": dear}, 80.0) == {"x": 2, "y": 2}
 
 
+def test_what_saves_little_is_no_reason_to_measure_less() -> None:
+    assert share_out({"pass": [10.0, 9.5, 9.2, 9.1]}, 11.6) == {"pass": None}
+    assert share_out({"pass": [10.0, 9.5, 5.0, 4.9]}, 11.6) == {"pass": 2}
+
+
 def test_costs_that_are_equal_at_two_levels_take_the_first() -> None:
     assert share_out({"a": [1.0, 1.0]}, 10.0) == {"a": 0}
