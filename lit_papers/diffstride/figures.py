@@ -73,6 +73,35 @@ def accuracy_against_cost(outcomes: Sequence[Any]) -> "Figure":
     return figure
 
 
+def cost_figure(numbers: Mapping[str, Any], most: int = 25) -> "Figure":
+    """Multiply-adds by layer in the order of running, and what each downsampling keeps of a map.
+
+    Args:
+        numbers: as `lit_papers.diffstride.network_lens.CostLens` gives them.
+        most: layers to draw; of more, the dearest.
+
+    Returns:
+        A figure of one panel, or of two where there is downsampling.
+    """
+    costs = {key.removesuffix("/gmacs"): value for key, value in numbers.items() if key.endswith("/gmacs")}
+    kept = {key.removesuffix("/kept"): value for key, value in numbers.items() if key.endswith("/kept")}
+    dearest = sorted(costs, key=lambda name: -costs[name])[:most]
+    shown = [name for name in costs if name in dearest]
+    figure, axes = new_figure(1, 2 if kept else 1)
+    figure.set_figheight(max(2.4, 0.8 + 0.16 * max(len(shown), len(kept))))
+    axes[0].barh(shown, [1e3 * costs[name] for name in shown], color="0.5")
+    whole = f"the {most} dearest of {len(costs)}" if len(costs) > most else "all that cost something"
+    axes[0].set(xlabel="multiply-adds of a sample [millions]", title=f"layers: {whole}")
+    if kept:
+        axes[1].barh(list(kept), [100 * share for share in kept.values()], color="white", edgecolor="black", hatch="//")
+        axes[1].set(xlabel="points of the map that stay [%]", title="downsampling")
+    for axis in axes:
+        axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize=7)
+        axis.title.set_fontsize(9)
+    return figure
+
+
 def _style(index: int, layers: int, axis: str) -> dict[str, Any]:
     shade = 0.7 * index / max(layers - 1, 1)  # from black to light grey
     return {"color": (shade, shade, shade), "linestyle": _LINES[axis]}
