@@ -190,6 +190,12 @@ class LocalSGDStrategy(DDPStrategy):
 
     # -- setting up ---------------------------------------------------------------------------------------------------
 
+    def setup_environment(self) -> None:
+        """Join the ranks as DDP does; a forked one with one thread, as OpenMP's are lost in a fork and waited for."""
+        if self._start_method == "fork":
+            torch.set_num_threads(1)
+        super().setup_environment()
+
     def setup(self, trainer: Trainer) -> None:
         """Set up as DDP does, with our hooks around the callbacks."""
         RoundHooks.remove_from(trainer)

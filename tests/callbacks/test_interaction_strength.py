@@ -79,6 +79,7 @@ def test_it_records_what_the_estimator_finds_of_the_same_samples() -> None:
         **{f"interactions/J/m{m}": j for m, j in enumerate(last["relative_strength"])},
         **{f"interactions/S/m{m}": s for m, s in enumerate(last["strength"])},
         "interactions/J_centroid": sum(m * j for m, j in enumerate(last["relative_strength"])) / 4 / 3,
+        "interactions/J_middle": sum(last["relative_strength"][1:3]) / 2,
         "interactions/n_forwards": 9 * 2**FEATURES,
         "interactions/n_samples": 9,
     }
