@@ -10,6 +10,8 @@ import yaml
 
 import lit_papers
 from lit_papers.cli import main
+from lit_papers.reproduce.claims import find_claims
+from lit_papers.reproduce.command import parser as reproduce_parser
 from lit_papers.tuning.command import sweep_parser
 from lit_papers.tuning.sweep_file import find_sweep, read_sweep
 
@@ -28,6 +30,9 @@ def test_commands_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = shlex.split(command)
     if arguments[0] == "sweep":  # many runs; tests/tuning starts them
         read_sweep(find_sweep(sweep_parser().parse_args(arguments[1:]).sweep))
+        return
+    if arguments[0] == "reproduce" and "--list" not in arguments:  # likewise; tests/reproduce
+        find_claims(reproduce_parser().parse_args(arguments[1:]).claims)
         return
     try:
         status = main(arguments + (SHORT if arguments[0] == "fit" else []))

@@ -2,7 +2,8 @@
 
 Columns of the convex program are not listed but found: neurons with too much correlation with the residual, climbed to
 from many directions. They join the network, all weights descend together, and so on until no climb finds another or the
-time is up. What is returned is a true objective and a certified bound, not a certified optimum.
+time is up. Where descent stalls at kinks and the data are small, the convex program on the network's own patterns goes
+on. What is returned is a true objective and a certified bound, not a certified optimum.
 """
 
 import itertools
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_papers.convex_relu.arrangements import network_arrangements
 from lit_papers.convex_relu.certificates import enumeration_free
 from lit_papers.convex_relu.losses import Loss, loss_gradient, loss_value
-from lit_papers.convex_relu.networks import merge_neurons
+from lit_papers.convex_relu.networks import merge_neurons, to_network
 from lit_papers.convex_relu.problem import Problem, import_scipy_optimize
 from lit_papers.convex_relu.relaxation import relaxed_bound
+from lit_papers.convex_relu.solvers import solve
 
 _CLIMBERS = 128
 _JOIN = 16  # neurons that join at once
 _PART = 2000  # samples that are enough to climb on at first
+_STALLED = 1e-3  # of the loss at zero: a round that gains less has met kinks
+_SMALL_PROGRAM = 100_000  # entries, n x d x p, of a program that is solved in a fraction of a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +124,8 @@ def search(
         weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
         weight, alpha, following = _descend(problem, weight, alpha, deadline, least=0 if count else 200)
         weight, alpha = _tidy(weight, alpha)
+        if value - following < _STALLED * problem.at_zero:
+            weight, alpha, following = _on_own_patterns(problem, weight, alpha, following)
         gained, value = value - following, min(value, following)
         if gained > 0:
             best = weight, alpha
@@ -247,6 +254,19 @@ def _descend(
     )
     u, a, _ = torch.from_numpy(np.asarray(answer.x)).split([*sizes, len(begin) - sum(sizes)])  # type: ignore[no-untyped-call]
     return u.view(shapes[0]).clone(), a.view(shapes[1]).clone(), float(answer.fun) * problem.at_zero
+
+
+def _on_own_patterns(problem: Problem, weight: Tensor, alpha: Tensor, value: float) -> tuple[Tensor, Tensor, float]:
+    """The best network on the patterns of this one and those beside them, if that is small enough to solve."""
+    if problem.num_outputs > 1 or len(alpha) * problem.x.numel() > _SMALL_PROGRAM or not bool(weight.any()):
+        return weight, alpha, value
+    patterns = network_arrangements(problem.x, weight)
+    if len(patterns) * problem.x.numel() > _SMALL_PROGRAM:
+        return weight, alpha, value
+    solution = solve(problem, patterns, max_iter=20)
+    if solution.value >= value:
+        return weight, alpha, value
+    return *problem.scaled(*to_network(solution)), solution.value
 
 
 def _tidy(weight: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The shipped configurations and the figures' command."""
+"""The shipped configurations."""
 
 import csv
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from lit_papers.cli import main
-from lit_papers.convex_relu import figures
 
 
 def run(*arguments: str) -> int:
@@ -34,16 +33,3 @@ def test_breast_cancer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bounds == sorted(bounds)
     assert 0 < bounds[-1] < metrics(tmp_path, "convex_relu/objective")[-1]
     assert metrics(tmp_path, "val/accuracy")[-1] > 0.9
-
-
-def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures.main(["--out", str(tmp_path), "--steps", "20", "--seeds", "2"])
-    for name in ("path", "polytope", "certificate", "widths"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    printed = capsys.readouterr().out
-    assert "optimum 2.6729151059, narrowest optimal network 4 neurons" in printed
-    assert sum(line.startswith("|") for line in printed.splitlines()) == 2 + len(figures.WIDTHS)
-    with pytest.raises(SystemExit):
-        figures.main(["--steps", "0"])
-    with pytest.raises(ValueError, match="two features"):
-        figures.plot_certificate(figures.gaussian())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+from lit_papers.datamodules import GraphPairs
 from lit_papers.expressiveness.architectures import architecture, available
 from lit_papers.expressiveness.expressions import postorder
 from lit_papers.expressiveness.graphs import atlas, csl, make_graph, named_pair
@@ -29,7 +30,7 @@ from lit_papers.expressiveness.tensor_language import (
     parse,
 )
 from lit_papers.expressiveness.weisfeiler_leman import folklore_wl, graph_hash, vertex_hash
-from tests.expressiveness.small import batch
+from tests.expressiveness.small import REFERENCE, batch
 
 
 def multigraph(seed: int, nodes: int = 5) -> Data:
@@ -126,6 +127,19 @@ def test_architectures(name: str) -> None:
         found = architecture(name, layers=layers, readout=readout).expression
         for graphs in (with_edges_alike(SIMPLE), ATTRIBUTED):
             check_sound(found, graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", available())
+def test_architectures_on_brec(name: str) -> None:
+    """Pairs that colour refinement cannot tell apart, with up to 25 nodes."""
+    pairs = GraphPairs("brec", REFERENCE, parts=["Basic", "Regular"]).pairs[::20]
+    graphs = batch(*itertools.chain(*((pair.first, pair.second) for pair in pairs)))
+    graphs.x = graphs.x.double()
+    for readout in (False, True):
+        found = architecture(name, layers=1, readout=readout)
+        if found.bound.k <= 2:
+            check_sound(found.expression, with_edges_alike(graphs))
 
 
 @pytest.mark.parametrize("encoding", ["walk4", "resistance", "spectral1"])
