@@ -20,6 +20,7 @@ import yaml
 
 from lit_papers import catalog
 from lit_papers.cli import main
+from lit_papers.reproduce import command, tables
 from lit_papers.reproduce import plan as plan_module
 from lit_papers.reproduce import results as results_module
 from lit_papers.trials.runs import alone_in
@@ -217,6 +218,47 @@ def test_unequal_cost_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     out = capfd.readouterr().out
     assert "| arm | score [points] | CPU time [s] | seeds |" in out
     assert "At unequal cost: x 5 costs 1.7 times the score [points] of x 3." in out
+
+
+@pytest.mark.usefixtures("play")
+def test_what_is_written_into_a_checkout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 3, 5)
+    assert main(["reproduce", "--write"]) == 2
+    assert "this is an installed package" in capfd.readouterr().err
+    rooms = tmp_path / "checkout/lit_papers"
+    for module in (results_module, command, tables):
+        monkeypatch.setattr(module, "ROOMS", rooms)
+    (rooms / "played").mkdir(parents=True)
+    (rooms.parent / "pyproject.toml").touch()
+    top, room = rooms.parent / "README.md", rooms / "played/README.md"
+    top.write_text("# All\n<!-- reproduce: all -->\nold\n<!-- /reproduce -->\nend\n")
+    room.write_text("<!-- reproduce: played/score -->\n<!-- /reproduce -->\n")
+    assert main(["reproduce", "--write"]) == 0
+    out = capfd.readouterr().out
+    assert "written" in out
+    assert "| Scores are positive. (section 1) | **holds** |" in top.read_text()
+    assert "old" not in top.read_text()
+    assert top.read_text().endswith("<!-- /reproduce -->\nend\n")
+    assert "| x 5 | 5.005 ± .007 | 1 | 2 |" in room.read_text()
+    kept = rooms / "played/results/score.json"
+    before = kept.read_text()
+    assert json.loads(before)["runs"][0]["values"] == {"score": 3.0}
+    # a second call changes nothing; a number that somebody has changed is put right
+    assert main(["reproduce", "--write"]) == 0
+    assert "written" not in capfd.readouterr().out
+    assert kept.read_text() == before
+    room.write_text(room.read_text().replace("5.005", "5.500"))
+    assert tables.rewritten(room.read_text()) != room.read_text()
+    assert main(["reproduce", "--write"]) == 0
+    assert "5.500" not in room.read_text()
+    # the results of a claim that has changed are told apart
+    assert main(["reproduce", "--list"]) == 0
+    assert "changed since" not in capfd.readouterr().out
+    write(tmp_path, 3, 5, version=2)
+    assert main(["reproduce", "--list"]) == 0
+    assert "holds (as it was; changed since)" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
