@@ -5,8 +5,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_papers.diagnose.names import check_names
+
+if TYPE_CHECKING:
+    from lit_papers.diagnose.report import Report
 
 _EPILOG = """The configuration is that of a run (runs/.../config.yaml), a shipped name (neural_collapse/digits), or
 your own LightningCLI's; --model=..., --data=... and other options of `fit` go beside it. Several checkpoints are a
@@ -72,16 +76,17 @@ def main(arguments: Sequence[str], resolve: Callable[[Sequence[str]], tuple[list
     # a run's file is always called config.yaml: the folder says more
     named = [str(_beside(given.ckpt_path).parent) if name == "config" and given.ckpt_path else name for name in names]
     title = f"Diagnosis of {named[-1]}" if named else None
-    report = diagnose_configured(
-        resolved, given.ckpt_path or (), lenses=lenses, minutes=given.minutes, title=title, log=given.log
+
+    def finish(report: "Report") -> None:
+        page = report.save(out)
+        console = Console(highlight=False, markup=False)
+        console.print(report.rich_table())
+        for kind, path in (("page", page), ("numbers", page.with_suffix(".json"))):
+            console.print(f"{kind:<11} {os.path.relpath(path)}", soft_wrap=True)
+
+    diagnose_configured(
+        resolved, given.ckpt_path or (), finish, lenses=lenses, minutes=given.minutes, title=title, log=given.log
     )
-    if report is None:  # on the first process alone
-        return 0
-    page = report.save(out)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(report.rich_table(), soft_wrap=False)
-    for kind, path in (("page", page), ("numbers", page.with_suffix(".json"))):
-        console.print(f"{kind:<11} {os.path.relpath(path)}")
     return 0
 
 

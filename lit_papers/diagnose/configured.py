@@ -1,7 +1,7 @@
 """Model and data of a LightningCLI configuration, set up as for a fit by Lightning itself, and diagnosed."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -23,15 +23,17 @@ _NOTHING_ELSE: dict[str, Any] = {
 class _Look(Callback):
     """Diagnoses before the first step, when Lightning has set up all that a fit needs, and ends the fit there."""
 
-    def __init__(self, checkpoints: Sequence[str], options: dict[str, Any]) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, finish: Callable[[Report], None], options: dict[str, Any]) -> None:
+        self._finish = finish
         self._options = options
-        self.report: Report | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and stop."""
-        self.report = diagnose(pl_module, trainer=trainer, checkpoints=self._checkpoints, **self._options)
+        report = diagnose(pl_module, trainer=trainer, **self._options)
         trainer.should_stop = True
+        if trainer.is_global_zero:
+            report.log(trainer.loggers)
+            self._finish(report)
 
 
 class _Configured(LightningCLI):
@@ -77,13 +79,14 @@ class _Configured(LightningCLI):
 
 def diagnose_configured(
     arguments: Sequence[str],
-    checkpoints: Sequence[str] = (),
+    checkpoints: Sequence[str],
+    finish: Callable[[Report], None],
     *,
     lenses: Sequence[str] | None = None,
     minutes: float = 5.0,
     title: str | None = None,
     log: bool = False,
-) -> Report | None:
+) -> None:
     """Diagnose the network of a configuration, on its data, in its precision.
 
     It runs in one process, whatever the run did; ``--trainer.devices`` among the arguments asks for several.
@@ -91,13 +94,11 @@ def diagnose_configured(
     Args:
         arguments: of LightningCLI, with paths of configurations.
         checkpoints: of this network.
+        finish: what to do with the report, on the first process, while the others wait.
         lenses: as for `diagnose`.
         minutes: as for `diagnose`.
         title: as for `diagnose`.
         log: give the numbers to the loggers.
-
-    Returns:
-        The report; None on all but the first process.
 
     Raises:
         ValueError: a name is wrong, or a checkpoint is of another network.
@@ -114,9 +115,7 @@ def diagnose_configured(
             "others",
             stacklevel=1,
         )
-    look = _Look(checkpoints, {"lenses": lenses, "minutes": minutes, "title": title, "progress": True})
+    options = {"checkpoints": checkpoints, "lenses": lenses, "minutes": minutes, "title": title, "progress": True}
+    look = _Look(finish, options)
     cli.trainer.callbacks.append(look)  # type: ignore[attr-defined]  # set by a connector
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    if look.report is not None and log:
-        look.report.log(cli.trainer.loggers)
-    return look.report if cli.trainer.is_global_zero else None

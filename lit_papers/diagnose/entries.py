@@ -212,8 +212,8 @@ def _interactions(setting: Setting) -> list[Plan]:
     full = None
     # samples, pairs, contexts, cells along each side of an image; the first is what the callback does
     for n_samples, pairs, contexts, grid in (
-        (50, 200, 100, 4), (30, 200, 60, 4), (20, 100, 50, 4), (12, 60, 30, 4), (20, 50, 30, 3), (10, 30, 20, 3),
-        (6, 20, 10, 3), (4, 10, 10, 3), (4, 10, 10, 2), (2, 6, 5, 2),
+        (50, 200, 100, 4), (30, 200, 60, 4), (20, 100, 50, 4), (12, 60, 30, 4), (6, 60, 30, 4), (50, 50, 30, 3),
+        (20, 50, 30, 3), (10, 30, 20, 3), (6, 20, 10, 3), (4, 10, 10, 3), (4, 10, 10, 2), (2, 6, 5, 2),
     ):  # fmt: skip
         players = setting.players or players_of(sample, grid)
         batch_size = max(4, min(1024, _MASKED_BYTES // (sample.numel() * sample.element_size() or 1)))
@@ -409,6 +409,7 @@ ENTRIES: tuple[Entry, ...] = (
                 "J_centroid",
                 "centroid of J over the orders",
                 "0: only pairs alone; 1/2: balanced or two-sided; 1: only the whole",
+                error="J_centroid_error",
             ),
             Row("n_samples", "samples measured", "more make the bands of the figure narrower", when="now"),
         ),

@@ -14,7 +14,7 @@ from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.outputs import Respond, call_network, place_of, two_logits
 from lit_papers.interactions.players import Players
 from lit_papers.interactions.samples import READ, balanced
-from lit_papers.interactions.strength import Magnitudes, strength_curve
+from lit_papers.interactions.strength import Magnitudes, jackknife_error, strength_curve
 from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, class_indices, unpack_batch
 
 if TYPE_CHECKING:
@@ -139,9 +139,13 @@ class InteractionLens(Lens):
         curve = strength_curve(rows)
         largest = max(1, self.players.n_players - 2)
         place = torch.tensor(orders, dtype=torch.float64)
-        known = ~curve.relative_strength.isnan()
-        centroid = (place * curve.relative_strength)[known].sum() / curve.relative_strength[known].sum() / largest
-        middle = known & ((place / largest - 0.5).abs() <= _MIDDLE)
+        centroid, samples = _centroid(place / largest, curve.relative_strength), len(rows.number)
+        without = [
+            _centroid(place / largest, strength_curve(Magnitudes(*(part[kept] for part in rows))).relative_strength)
+            for kept in (~torch.eye(samples, dtype=torch.bool) if samples > 1 else ())
+        ]
+        error = jackknife_error(torch.stack(without)) if without else torch.tensor(math.nan)
+        middle = ~curve.relative_strength.isnan() & ((place / largest - 0.5).abs() <= _MIDDLE)
         by_order: Numbers = {}
         for key, values in (("J", curve.relative_strength), ("S", curve.strength), ("floor", curve.noise_floor)):
             by_order |= {f"{key}/m{m}": value for m, value in zip(orders, values.tolist(), strict=True)}
@@ -159,6 +163,7 @@ class InteractionLens(Lens):
             **by_order,
             "J_centroid": centroid.item(),
             "J_middle": curve.relative_strength[middle].mean().item(),
+            "J_centroid_error": error.item(),
             "n_samples": float(len(rows.number)),
             "n_forwards": forwards,
         }
@@ -210,3 +215,9 @@ class InteractionLens(Lens):
         )
         finite = bool(torch.isfinite(logits).all())
         return (ids if every else ids[logits.argmax(dim=1) == samples.y[ids]]), finite
+
+
+def _centroid(place: Tensor, relative: Tensor) -> Tensor:
+    """Of the orders that are resolved, in [0, 1]; NaN where none is."""
+    known = ~relative.isnan()
+    return (place * relative)[known].sum() / relative[known].sum()

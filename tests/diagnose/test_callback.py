@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def diagnosis() -> Diagnosis:
-    return Diagnosis(minutes=1, lenses=[*LENSES, "interactions", "cost"], classifier="head")
+    return Diagnosis(minutes=10, lenses=[*LENSES, "interactions", "cost"], classifier="head")
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=["plain", "bf16-mixed"])
@@ -26,7 +26,7 @@ def test_training_is_bit_identical(options: dict[str, str], tmp_path: Path) -> N
 
 
 def test_the_page_lies_in_the_run_and_the_numbers_reach_the_logger(tmp_path: Path) -> None:
-    callback = Diagnosis(minutes=1, lenses=LENSES, classifier="head")
+    callback = Diagnosis(minutes=10, lenses=LENSES, classifier="head")
     logger = CSVLogger(tmp_path)
     guest.foreign_trainer(tmp_path, [callback], logger=logger).fit(guest.ForeignModule())
     found = json.loads((Path(logger.log_dir) / "diagnosis/report.json").read_text())
@@ -64,7 +64,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
 
 
 def test_what_fails_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    callback = Diagnosis(minutes=1, lenses=["head"], classifier="head")
+    callback = Diagnosis(minutes=10, lenses=["head"], classifier="head")
     monkeypatch.setattr("lit_papers.diagnose.report.Report.log", lambda *_, **__: 1 / 0)
     trainer = guest.foreign_trainer(tmp_path, [callback])
     with warnings.catch_warnings(record=True) as caught:

@@ -81,7 +81,7 @@ def test_a_network_that_needs_a_gpu_is_one_line(config: str, capsys: pytest.Capt
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_page_of_a_run(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", config, "--lenses", "collapse,central_path,cost", "--minutes", "1", "--out", "page"]
+    arguments = ["--config", config, "--lenses", "collapse,central_path,cost", "--minutes", "10", "--out", "page"]
     assert main(["diagnose", *arguments]) == 0
     found = json.loads(Path("page/report.json").read_text())
     assert {lens["name"]: lens["status"] for lens in found["lenses"]} == dict.fromkeys(

@@ -40,7 +40,7 @@ def whole() -> tuple[nn.Module, Report, dict[str, Any], dict[str, Any]]:
     model = trained()
     model[1].eval()
     before = state(model)
-    report = diagnose(model, *loaders(), minutes=0.5)
+    report = diagnose(model, *loaders(), minutes=10)
     return model, report, before, state(model)
 
 
@@ -120,7 +120,7 @@ def fit(folder: Path, callbacks: list[Callback], **options: Any) -> Trainer:
 def test_numbers_equal_the_callbacks_at_the_same_moment(tmp_path: Path) -> None:
     collapse, path = NeuralCollapse(layers="all"), CentralPath()
     strength = InteractionStrength(FeaturePlayers(FEATURES), name="interactions")
-    look = Look(lenses=["collapse", "central_path", "interactions"], minutes=3)
+    look = Look(lenses=["collapse", "central_path", "interactions"], minutes=10)
     fit(tmp_path, [collapse, path, strength, look])
     for callback, name, data in (
         (collapse, "collapse", "train"), (path, "central_path", "train"), (strength, "interactions", "validation"),
@@ -141,7 +141,7 @@ def test_several_checkpoints_are_a_time_line(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{place}.pt")
         torch.save({"state_dict": network(place).state_dict(), "global_step": 10 * (3 - place), "epoch": 2}, paths[-1])
     before = state(model)
-    report = diagnose(model, *loaders(), checkpoints=paths, lenses=QUICK, minutes=0.5)
+    report = diagnose(model, *loaders(), checkpoints=paths, lenses=QUICK, minutes=10)
     torch.testing.assert_close(state(model)["tensors"], before["tensors"], rtol=0, atol=0)
     history = report["collapse"].histories["train"]
     assert [entry["step"] for entry in history] == [10, 20, 30]
@@ -186,7 +186,7 @@ class Raises(TensorDataset):
     ids=["no data", "a loader that raises", "no labels", "an empty loader", "no head"],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_a_reason(model: Any, data: Any, status: str, reason: str) -> None:
-    report = diagnose(model, *data, lenses=[*QUICK, "interactions", "loss_slice"], minutes=0.2)
+    report = diagnose(model, *data, lenses=[*QUICK, "interactions", "loss_slice"], minutes=10)
     assert report["collapse"].status == status
     assert reason in report["collapse"].reason
     assert "Not measured here, and why" in report.html()
@@ -197,7 +197,7 @@ def test_weights_that_are_not_finite_are_said_at_the_top() -> None:
     model = trained()
     with torch.no_grad():
         model[3].weight[0, 0] = torch.nan
-    report = diagnose(model, *loaders(), lenses=[*QUICK, "interactions", "loss_slice"], minutes=0.3)
+    report = diagnose(model, *loaders(), lenses=[*QUICK, "interactions", "loss_slice"], minutes=10)
     assert "1 tensors of the network are not finite" in report.warnings[0]
     assert report["collapse"].status == report["interactions"].status == report["loss_slice"].status == "failed"
     assert "finite" in report["collapse"].reason
