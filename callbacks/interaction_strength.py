@@ -24,8 +24,10 @@ class InteractionStrength(Watch):
     each order m, ``interactions/J/m{m}``, the raw strength ``interactions/S/m{m}`` (J is S divided by its mean over
     orders, so a network whose interactions all shrink keeps its J) and ``interactions/floor/m{m}``, what S would be if
     all were noise and rounding; J and S are NaN where they hide in it. Also ``interactions/J_centroid``
-    :math:`= \sum m J / \sum J / (n - 2)` in [0, 1], over the orders that are resolved, and
-    ``interactions/n_forwards``, the inputs sent to the network.
+    :math:`= \sum m J / \sum J / (n - 2)` in [0, 1] with its standard error over samples
+    ``interactions/J_centroid_error``, and ``interactions/J_middle``, the mean of J over the middle half of the orders
+    (below 1 where there is a bottleneck), both over the orders that are resolved; and ``interactions/n_forwards``, the
+    inputs sent to the network.
     J is U-shaped in trained networks, the paper's *representation bottleneck* (Deng et al., ICLR 2022, section 3); as
     averaging over contexts gives even noise such a shape, the network **is measured once before it is trained**, on all
     samples, as epoch 0: the control that every curve should be compared with.
@@ -49,7 +51,7 @@ class InteractionStrength(Watch):
         dataloader: samples in a fixed order, the same on every process, or a dict of several by name; None takes the
             validation set (the first, if there are several).
         respond: from (module, masked inputs) to logits ``(N, C)``; None calls ``forward``, whose output is logits or
-            holds them.
+            holds them: of several tensors those that ``validation_step`` or ``training_step`` takes for logits.
         unpack: from a batch to ``(argument of forward, class indices)``. None understands pairs and mappings with
             the usual names.
         name: prefix of keys and name of the figure; give each of several instances its own.

@@ -72,7 +72,7 @@ def overlay_names() -> list[str]:
     """Names of the shipped files that change another configuration, sorted.
 
     >>> overlay_names()
-    ['diffstride_cifar100', 'diffstride_intended', 'wandb']
+    ['diagnose', 'diffstride_cifar100', 'diffstride_intended', 'wandb']
     """
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 

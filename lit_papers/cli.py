@@ -27,14 +27,15 @@ TRAINER_COMMANDS = {
     "test": "run the test data through a model",
     "predict": "predict on a data set",
 }
-_COMMANDS = (*TRAINER_COMMANDS, "list", "sweep", "reproduce", "expressiveness")
-_USAGE = "usage: python -m lit_papers {fit,validate,test,predict,list,sweep,reproduce,expressiveness} [options]"
+_COMMANDS = (*TRAINER_COMMANDS, "diagnose", "list", "sweep", "reproduce", "expressiveness")
+_USAGE = f"usage: python -m lit_papers {{{','.join(_COMMANDS)}}} [options]"
 _HELP = f"""{_USAGE}
 
 Papers that explain deep networks, as PyTorch Lightning plugins.
 
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in TRAINER_COMMANDS.items())}
+  diagnose  look at a trained network through every lens that fits it, on one page
   list      show every shipped configuration and whether its data are here
   sweep     search hyperparameters on this machine, by the file of a Weights & Biases sweep
   reproduce say which claims of the papers hold here, with seeds and spread
@@ -50,6 +51,7 @@ examples:
   python -m lit_papers fit --config neural_collapse/digits --print_config
   python -m lit_papers sweep neural_collapse --trials 20 --jobs 2
   python -m lit_papers reproduce neural_collapse --jobs 2
+  python -m lit_papers diagnose --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
 """
 
 
@@ -104,6 +106,10 @@ def _run(arguments: Sequence[str] | None, callbacks: Sequence["Callback"]) -> in
         from lit_papers.reproduce.command import main as reproduce
 
         return reproduce(given[1:])
+    if command == "diagnose":
+        from lit_papers.diagnose.command import main as diagnose
+
+        return diagnose(given[1:], _resolve_config_names)
     if command == "expressiveness":
         from lit_papers.expressiveness.report import main as report
 

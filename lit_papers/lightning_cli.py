@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +63,19 @@ class Maker:
 def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
     """As the parser does by default."""
     return class_type(*args, **kwargs)
+
+
+@contextmanager
+def instantiating(parser: LightningArgumentParser) -> Iterator[None]:
+    """Inside, a parser makes objects, and what a constructor raises arrives as it was raised."""
+    parser.add_instantiator(make, object)
+    Maker.is_instantiating = True
+    try:
+        yield
+    except ConstructorFailed as failed:
+        raise failed.error from failed.error.__cause__
+    finally:
+        Maker.is_instantiating = False
 
 
 class Parser(LightningArgumentParser):
@@ -223,19 +237,14 @@ class PapersCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer, and start the logging."""
-        self.parser.add_instantiator(make, object)
-        Maker.is_instantiating = True
         try:
-            super().instantiate_classes()
-        except ConstructorFailed as failed:
-            raise failed.error from failed.error.__cause__
+            with instantiating(self.parser):
+                super().instantiate_classes()
         except ValueError as error:
             if "Union subtypes" not in str(error):
                 raise
             # the parser's, about a function that makes an argument
             self._parser(self.subcommand).error(str(error), error)
-        finally:
-            Maker.is_instantiating = False
         start_runs(self.trainer.loggers)
 
     def after_fit(self) -> None:

@@ -244,6 +244,7 @@ hidden = {"scipy", "sklearn", "torch_geometric", "networkx", "torchvision", "tor
 distributions = {"scikit-learn", "torch-geometric", *hidden}
 find, named = machinery.PathFinder.find_spec, metadata.Distribution.from_name
 
+@staticmethod  # some ask an instance of the finder
 def find_spec(name, path=None, target=None):
     return None if name.partition(".")[0] in hidden else find(name, path, target)
 

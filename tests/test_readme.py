@@ -10,6 +10,9 @@ import yaml
 
 import lit_papers
 from lit_papers.cli import main
+from lit_papers.diagnose.command import diagnose_parser
+from lit_papers.reproduce.claims import find_claims
+from lit_papers.reproduce.command import parser as reproduce_parser
 from lit_papers.tuning.command import sweep_parser
 from lit_papers.tuning.sweep_file import find_sweep, read_sweep
 
@@ -29,6 +32,13 @@ def test_commands_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if arguments[0] == "sweep":  # many runs; tests/tuning starts them
         read_sweep(find_sweep(sweep_parser().parse_args(arguments[1:]).sweep))
         return
+    if arguments[0] == "reproduce" and "--list" not in arguments:  # likewise; tests/reproduce
+        find_claims(reproduce_parser().parse_args(arguments[1:]).claims)
+        return
+    if arguments[0] == "diagnose":  # of a run that is not there; tests/diagnose makes pages
+        given, others = diagnose_parser().parse_known_args(arguments[1:])
+        assert (len(given.ckpt_path), others[0]) == (1, "--config")
+        return
     try:
         status = main(arguments + (SHORT if arguments[0] == "fit" else []))
     except SystemExit as end:  # --print_config
@@ -38,9 +48,10 @@ def test_commands_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_python_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
     snippets = [block for language, block in BLOCKS if language == "python" and not block.startswith("   ")]
-    assert len(snippets) == 3
+    assert len(snippets) == 4
+    shared: dict[str, object] = {"__name__": "readme"}
     for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
+        exec(compile(snippet, "README.md", "exec"), shared)  # noqa: S102  # the last goes on with the loader before it
     before, after = map(float, re.search(r"NC1 ([\d.]+) -> ([\d.]+)", capsys.readouterr().out).groups())
     assert after < before
     assert Path("collapse.png").is_file()

@@ -43,14 +43,10 @@ def test_what_a_configuration_shows_is_no_result(path: Path) -> None:
         assert not re.search(r"\d\s*%|(?<![\d\[,])\d\.\d+(?![\d,\]])", shows.group(1)), shows.group(1)
 
 
-# a record with a clock of its own, which four kinds of task ends move; nothing may be added
-KNOWN_LONG = {"forgetting": 330}
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "callbacks").glob("*.py")), ids=lambda path: path.stem)
 def test_callbacks_are_short_and_know_no_epochs(path: Path) -> None:
     """When to look is in ``watching.py``, what is looked at in the papers' rooms."""
     source = path.read_text()
     if path.stem not in ("watching", "record"):
-        assert len(source.splitlines()) <= KNOWN_LONG.get(path.stem, 150)
+        assert len(source.splitlines()) <= 150
         assert "max_epochs" not in source

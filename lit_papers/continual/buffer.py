@@ -7,6 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_LARGE_ROW = (
+    2**11
+)  # bytes, from which on one copy a row beats indexing, which goes element by element: 25 times at 224 px
+
 
 class ReservoirBuffer(nn.Module):
     """Keeps a uniform random subset of a stream of rows (reservoir sampling, Vitter 1985), by ranking random keys.
@@ -53,7 +57,7 @@ class ReservoirBuffer(nn.Module):
     @property
     def data(self) -> dict[str, Tensor]:
         """The rows by field, ordered by ascending key, copied; empty when there are none."""
-        return {name: field[self._places().to(field.device)] for name, field in self._store.items()}
+        return {name: _select(field, self._places()) for name, field in self._store.items()}
 
     @torch.no_grad()
     def add(self, **fields: Tensor) -> None:
@@ -75,18 +79,18 @@ class ReservoirBuffer(nn.Module):
         bar = self._keys.max() if len(self) == self.size else torch.inf
         candidates = (keys < bar).nonzero().flatten()
         candidates = candidates[keys[candidates].argsort()[: self.size]]
-        keys = _gather(keys[candidates], len(counts), next(iter(fields.values())).device).cpu()
-        offered = {
-            name: _gather(field.detach()[candidates.to(field.device)], len(counts), field.device)
-            for name, field in fields.items()
-        }
+        keys, offered = keys[candidates], {name: field.detach() for name, field in fields.items()}
+        if len(counts) > 1:
+            keys = _gather(keys, next(iter(fields.values())).device).cpu()
+            offered = {name: _gather(_select(field, candidates), field.device) for name, field in offered.items()}
+            candidates = torch.arange(len(keys))
         self._calls += 1
         self.seen += sum(counts)
         if len(keys):
-            self._write(keys, offered)
+            self._write(keys, offered, candidates)
 
-    def _write(self, keys: Tensor, offered: dict[str, Tensor]) -> None:
-        """Put candidates into free places, and into those of the largest keys."""
+    def _write(self, keys: Tensor, offered: dict[str, Tensor], candidates: Tensor) -> None:
+        """Put candidates, which are rows of what was offered, into free places and into those of the largest keys."""
         best = keys.argsort()[: self.size]
         held = len(self)
         free = min(self.size - held, len(best))
@@ -99,7 +103,7 @@ class ReservoirBuffer(nn.Module):
         self._keys[places] = keys[best]
         self._order = None
         for name, field in offered.items():
-            self._room(name, field)[places.to(field.device)] = field[best.to(field.device)]
+            _put(self._room(name, field), places, field, candidates[best])
 
     def _room(self, name: str, like: Tensor) -> Tensor:
         """The places of a field, where its rows now are."""
@@ -137,7 +141,7 @@ class ReservoirBuffer(nn.Module):
         else:
             rows = torch.randint(len(self), (n,), generator=generator)
         places = self._places()[rows]
-        return {name: field[places.to(field.device)] for name, field in self._store.items()}
+        return {name: _select(field, places) for name, field in self._store.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The content, for ``state_dict``: registered buffers would be broadcast by DDP, and cannot grow."""
@@ -189,10 +193,22 @@ def _gather_counts(rows: int, device: torch.device) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _gather(rows: Tensor, ranks: int, device: torch.device) -> Tensor:
+def _select(field: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, copied; eight times as fast as ``field[rows]`` where rows are images of bytes."""
+    return field.index_select(0, rows.to(field.device))
+
+
+def _put(store: Tensor, places: Tensor, field: Tensor, rows: Tensor) -> None:
+    """Copy rows of a field into places of the store."""
+    if store.device.type == "cpu" and store[0].nbytes >= _LARGE_ROW:
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            store[place] = field[row]
+    else:
+        store[places.to(store.device)] = _select(field, rows)
+
+
+def _gather(rows: Tensor, device: torch.device) -> Tensor:
     """The rows of all ranks, in the order of the ranks."""
-    if ranks == 1:
-        return rows
     counts = _gather_counts(len(rows), device)
     padded = rows.new_zeros(max(counts), *rows.shape[1:]).to(device)  # collectives want one shape
     padded[: len(rows)] = rows.to(device)

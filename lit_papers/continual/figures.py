@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,33 @@ def accuracy_lines_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     axis.set_xlabel("epoch")
     axis.set_ylabel("accuracy over all classes seen (%)")
     axis.legend(fontsize=8)
+    return figure
+
+
+def comparison_figure(outcomes: Sequence[Any]) -> Figure:
+    """Average accuracy and forgetting of each method: a circle a seed, a line at their mean.
+
+    Args:
+        outcomes: of a claim; the arm of each is its method, its values have ``accuracy`` and ``forgetting`` in [0, 1].
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure, axes = new_figure(1, 2)
+    methods = list(dict.fromkeys(outcome.arm for outcome in outcomes))
+    figure.set_size_inches(8, 1.2 + 0.35 * len(methods))
+    for axis, key, label in zip(
+        axes, ("accuracy", "forgetting"), ("average accuracy (%)", "forgetting (points)"), strict=True
+    ):
+        for place, method in enumerate(methods):
+            values = [100 * outcome.values[key] for outcome in outcomes if outcome.arm == method]
+            axis.plot(values, [place] * len(values), "o", color="black", fillstyle="none")
+            axis.plot(statistics.mean(values), place, "|", color="black", markersize=18)
+        axis.set_yticks(range(len(methods)), methods if key == "accuracy" else [""] * len(methods))
+        axis.set_ylim(len(methods) - 0.5, -0.5)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", linewidth=0.4)
+    axes[0].set_ylabel("method")
     return figure
 
 

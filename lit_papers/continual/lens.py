@@ -1,16 +1,17 @@
-"""What a continual learner's features are worth, task by task, over all classes seen."""
+"""What a continual learner's features are worth, task by task, over all classes seen; and any accuracy."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torchmetrics import MeanMetric, Metric
 
 from lit_papers.continual.evaluation import features_of
 from lit_papers.continual.figures import accuracy_lines_figure
 from lit_papers.continual.knn import KNNClassifier
 from lit_papers.continual.learner import ContinualLearner
 from lit_papers.continual.probe import LinearProbe
-from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject
+from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Seen, Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,3 +84,44 @@ class SeenAccuracy(Lens):
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """The accuracy on each task over epochs."""
         return accuracy_lines_figure(history)
+
+
+class AccuracyLens(Lens):
+    """Share of right decisions of any classifier: one cell of a task-accuracy matrix, for each data set and moment."""
+
+    name = "accuracy"
+    reads = "validation"
+
+    def check(self, subject: Subject) -> None:
+        """Find the classifier, and have its decisions gathered."""
+        _ = subject.route  # a refusal comes now
+        subject.gather(self.name, _mean, _add_right)
+
+    def look(self, moment: Moment, prepared: None, history: Sequence[Mapping[str, Any]]) -> Numbers:
+        """``accuracy`` in [0, 1], and ``accuracy_error``, its standard error if the samples were drawn at random."""
+        share, samples = moment.gathered(self.name)
+        return {"accuracy": share, "accuracy_error": (share * (1 - share) / samples) ** 0.5}
+
+    def unknown(self, prepared: None) -> Numbers:
+        """NaN."""
+        return {"accuracy": float("nan"), "accuracy_error": float("nan")}
+
+    def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
+        """Accuracy over epochs."""
+        return accuracy_lines_figure([{**entry, "accuracy_task_0": entry["accuracy"]} for entry in history])
+
+
+class _Share(MeanMetric):
+    """A mean, and of how many."""
+
+    def compute(self) -> Any:
+        """Both, as plain numbers."""
+        return float(self.mean_value / self.weight), float(self.weight)
+
+
+def _mean() -> Metric:
+    return _Share().set_dtype(torch.float64)
+
+
+def _add_right(metric: MeanMetric, seen: Seen) -> None:
+    metric.update((seen.outputs.argmax(dim=1) == seen.targets).to(metric.device, torch.float64))

@@ -48,6 +48,37 @@ def linear_cka(x: Tensor, y: Tensor, debiased: bool = False) -> Tensor:
     return _aligned(x.T @ x, y.T @ y, (y.T @ x).square().sum())
 
 
+def debiased_cka(grams: Tensor) -> Tensor:
+    """Debiased linear CKA of every pair of representations, from their Gram matrices.
+
+    Args:
+        grams: :math:`X X^T` of the same N >= 4 samples for each of L representations, ``(L, N, N)``; centred or not.
+
+    Returns:
+        float64 ``(L, L)``, equal to `linear_cka` with ``debiased=True``.
+
+    Raises:
+        ValueError: there are fewer than 4 samples.
+
+    >>> x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    >>> bool((debiased_cka((x @ x.T).expand(2, 9, 9))[0, 1] - 1).abs() < 1e-12)
+    True
+    """
+    grams = grams.double()
+    n = grams.shape[-1]
+    if n < 4:
+        raise ValueError(f"CKA needs at least 4 samples, got {n}")
+    # zero means beside the diagonal, which make the unbiased HSIC a plain product (Szekely & Rizzo 2014, eq. 3.1)
+    grams = grams - torch.diag_embed(grams.diagonal(dim1=1, dim2=2))
+    rows = grams.sum(dim=2, keepdim=True) / (n - 2)
+    whole = grams.sum(dim=(1, 2), keepdim=True) / ((n - 1) * (n - 2))
+    centred = grams - rows - rows.transpose(1, 2) + whole
+    centred = (centred - torch.diag_embed(centred.diagonal(dim1=1, dim2=2))).flatten(1)
+    products = centred @ centred.T
+    lengths = products.diagonal().sqrt()
+    return products / torch.outer(lengths, lengths)
+
+
 def _aligned(x: Tensor, y: Tensor, shared: Tensor) -> Tensor:
     similarity: Tensor = shared / (torch.linalg.matrix_norm(x) * torch.linalg.matrix_norm(y))
     return similarity

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_papers.diffstride.functional import Variant
-from lit_papers.diffstride.layers import check_stride
 from lit_papers.diffstride.pooling import (
     Pooling,
     SameConv1d,
@@ -18,6 +17,7 @@ from lit_papers.diffstride.pooling import (
     make_pool,
     stride_pairs,
 )
+from lit_papers.diffstride.resampling import check_stride
 
 _FLOOR = 1e-6  # of mel energies, for waveforms in [-1, 1]: about the noise of 16 bits
 
@@ -66,6 +66,9 @@ class AudioCNN(nn.Module):
         pooling: ``"strided"`` convolutions (integer strides), ``"spectral"`` pooling, or ``"diffstride"``.
         smoothness: R of DiffStride.
         variant: ``"symmetric"`` or ``"official"``, of DiffStride and spectral pooling.
+        cells: of a grid (mel, time) over the last map, whose means the classifier sees apart. The larger the maps, the
+            less of a word three convolutions see, and a mean over the whole map forgets what came first; with several
+            cells in time the classifier sees the whole word in its order, whatever the size of the map.
 
     Raises:
         ImportError: torchaudio is missing.
@@ -83,8 +86,11 @@ class AudioCNN(nn.Module):
         pooling: Pooling = "diffstride",
         smoothness: float = 4.0,
         variant: Variant = "symmetric",
+        cells: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
+        if len(cells) != 2 or min(cells) < 1:
+            raise ValueError(f"`cells` must be two numbers (mel, time), each at least 1, got {tuple(cells)}")
         pairs = stride_pairs(strides, widths, pooling)
         self.mel = LogMel(sample_rate, n_mels)
         stages = []
@@ -93,12 +99,13 @@ class AudioCNN(nn.Module):
             conv = SameConv2d(before, width, 3, conv_stride(stride, pooling))
             stages.append(nn.Sequential(conv, *([] if pool is None else [pool]), nn.BatchNorm2d(width), nn.ReLU()))
         self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(widths[-1], num_classes)
+        self.cells = (int(cells[0]), int(cells[1]))
+        self.fc = nn.Linear(widths[-1] * self.cells[0] * self.cells[1], num_classes)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Logits ``(N, num_classes)`` of waveforms ``(N, T)`` or ``(N, 1, T)``, T at least one window of 25 ms."""
         maps = self.stages(self.mel(mono(waveform)))
-        logits: Tensor = self.fc(maps.mean((-2, -1)))
+        logits: Tensor = self.fc(nn.functional.adaptive_avg_pool2d(maps, self.cells).flatten(1))
         return logits
 
 

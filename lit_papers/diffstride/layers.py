@@ -1,6 +1,5 @@
 """Pooling layers in the Fourier domain: learnable strides (DiffStride), and fixed ones (spectral pooling)."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_papers.diffstride.cost import CostCounter
+from lit_papers.diffstride.fixed import FixedStride, SpectralPool, SpectralPool1d, SpectralPool2d
 from lit_papers.diffstride.functional import (
     Variant,
     check_smoothness,
@@ -16,11 +16,10 @@ from lit_papers.diffstride.functional import (
     minimum_stride,
     output_size,
     resample,
-    resample_fixed,
-    spectral_pool,
     uncropped_size,
 )
-from lit_papers.diffstride.resampling import Resampling
+from lit_papers.diffstride.one_graph import at_sizes, in_one_graph
+from lit_papers.diffstride.resampling import Resampling, check_stride, per_axis
 
 __all__ = [
     "CostCounter",
@@ -103,10 +102,10 @@ class DiffStride(Resampling):
         strides = self._each_stride(size)
         if torch.compiler.is_exporting() and size in self._sizes:
             sizes = self._sizes[size]
-        elif torch.compiler.is_compiling() and size in self._sizes and _in_one_graph():
+        elif torch.compiler.is_compiling() and size in self._sizes and in_one_graph():
             sizes = self._sizes[size]
             if self.crop:
-                strides = _at_sizes(strides, list(size), list(sizes), self.smoothness, self.variant)
+                strides = at_sizes(strides, list(size), list(sizes), self.smoothness, self.variant)
         else:
             self._look(size)
             sizes = self._sizes[size]
@@ -223,38 +222,6 @@ class DiffStride(Resampling):
         return f"strides=({strides}), smoothness={self.smoothness}, crop={self.crop}, variant={self.variant!r}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _in_one_graph() -> bool:
-    """Whether the graph that is being traced must not break."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator  # heavy, and loaded by then
-
-    try:
-        return bool(InstructionTranslator.current_tx().one_graph)
-    except AttributeError:  # another torch, or no graph: to look at the strides is always right
-        return False
-
-
-@torch.library.custom_op("lit_papers::at_sizes", mutates_args=())
-def _at_sizes(strides: Tensor, size: Sequence[int], sizes: Sequence[int], smoothness: float, variant: str) -> Tensor:
-    """A copy of the strides, if they still give the size that is built into the graph around this."""
-    found = output_size(size, strides.tolist(), smoothness, variant)
-    if found != tuple(sizes):
-        raise RuntimeError(
-            f"a graph was compiled as a whole for maps of {tuple(sizes)} behind a DiffStride layer, but its strides "
-            f"now give {found}: call `project_` (or forward eagerly once) after changing them, compile without "
-            "`fullgraph=True`, or `freeze` them"
-        )
-    return strides.clone()
-
-
-@_at_sizes.register_fake
-def _(strides: Tensor, size: Sequence[int], sizes: Sequence[int], smoothness: float, variant: str) -> Tensor:
-    return torch.empty_like(strides)
-
-
-_at_sizes.register_autograd(lambda context, gradient: (gradient, None, None, None, None))
-
-
 class DiffStride2d(DiffStride):
     r"""Downsampling of maps with learnable strides (Riad, Teboul, Grangier & Zeghidour, ICLR 2022, algorithm 1).
 
@@ -338,136 +305,6 @@ class DiffStride3d(DiffStride):
         super().__init__(per_axis(stride, 3), smoothness, crop=crop, shared_stride=shared_stride, variant="symmetric")
 
 
-class FixedStride(Resampling):
-    """DiffStride with constant strides: what `DiffStride.freeze` makes, without parameters.
-
-    Args:
-        stride: of each axis.
-        smoothness: as for `DiffStride2d`; likewise the rest.
-        crop: False masks only.
-        shared_stride: whether the larger bound of the axes holds for all.
-        variant: ``"symmetric"`` or ``"official"``.
-    """
-
-    def __init__(
-        self, stride: Sequence[float], smoothness: float, *, crop: bool, shared_stride: bool, variant: Variant
-    ) -> None:
-        super().__init__(len(stride))
-        self.stride = tuple(stride)
-        self.smoothness = smoothness
-        self.crop = crop
-        self.shared_stride = shared_stride
-        self.variant: Variant = variant
-
-    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The size that `forward` gives to a map of this size."""
-        if not self.crop:
-            return uncropped_size(size, self.variant)
-        return output_size(size, self._each_stride(size), self.smoothness, self.variant)
-
-    def _each_stride(self, size: Sequence[int]) -> tuple[float, ...]:
-        if not self.shared_stride:
-            return self.stride
-        return tuple(max(*self.stride, *(minimum_stride(n, self.smoothness) for n in size)) for _ in size)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Resample the last axes, as `DiffStride.forward` does."""
-        size = self.map_size(input)
-        sizes = _sizes_of_fixed(self, size)
-        return resample_fixed(input, self._each_stride(size), sizes, self.smoothness, self.variant)
-
-    def extra_repr(self) -> str:
-        """The constants."""
-        return f"stride={self.stride}, smoothness={self.smoothness}, crop={self.crop}, variant={self.variant!r}"
-
-
-# float32 arithmetic with NumPy, which a graph would take for tensors
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _sizes_of_fixed(layer: FixedStride, size: tuple[int, ...]) -> tuple[int, ...]:
-    return layer.output_size(size)
-
-
-class SpectralPool(Resampling):
-    """What `SpectralPool1d` and `SpectralPool2d` share.
-
-    Args:
-        stride: of each axis, >= 1.
-        variant: ``"symmetric"`` or ``"official"``.
-    """
-
-    def __init__(self, stride: Sequence[float], variant: Variant) -> None:
-        super().__init__(len(stride))
-        check_stride(stride)
-        check_variant(variant, len(stride))
-        self.stride = tuple(float(each) for each in stride)
-        self.variant: Variant = variant
-
-    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The size that `forward` gives to a map: n/S along an axis, rounded down to an even number, at least 2."""
-        sizes = []
-        for axis, (n, stride) in enumerate(zip(size, self.stride, strict=True)):
-            if self.variant == "symmetric" and stride == 1:
-                sizes.append(n)
-                continue
-            shrunk = math.floor(n / stride)
-            if self.variant == "symmetric" or (len(size) == 2 and axis == 0):  # the official width may be odd
-                shrunk -= shrunk % 2
-            sizes.append(min(n, max(2, shrunk)))
-        return tuple(sizes)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Resample the last axes.
-
-        Args:
-            input: floating, ``(N, C, H, W)`` or ``(C, H, W)``; in one dimension ``(N, C, L)`` or ``(C, L)``.
-
-        Returns:
-            The same leading axes, then `output_size` of the last ones.
-
-        Raises:
-            TypeError: ``input`` is not real and floating.
-            ValueError: its rank is another.
-        """
-        return spectral_pool(input, self.output_size(self.map_size(input)), variant=self.variant)
-
-    def extra_repr(self) -> str:
-        """The strides."""
-        return f"stride={self.stride}, variant={self.variant!r}"
-
-
-class SpectralPool2d(SpectralPool):
-    """Downsampling by a fixed stride in the Fourier domain (Rippel, Snoek & Adams, NeurIPS 2015).
-
-    Args:
-        stride: >= 1, one number or ``(height, width)``; need not be an integer.
-        variant: ``"symmetric"`` (zero phase, keeps the mean) or ``"official"`` (DiffStride's TensorFlow baseline).
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    >>> SpectralPool2d(2)(torch.randn(8, 3, 32, 32)).shape
-    torch.Size([8, 3, 16, 16])
-    """
-
-    def __init__(self, stride: float | tuple[float, float] = 2.0, *, variant: Variant = "symmetric") -> None:
-        super().__init__(per_axis(stride, 2), variant)
-
-
-class SpectralPool1d(SpectralPool):
-    """`SpectralPool2d` for sequences ``(N, C, L)`` or ``(C, L)``.
-
-    Args:
-        stride: >= 1.
-        variant: ``"symmetric"`` or ``"official"``.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    def __init__(self, stride: float = 2.0, *, variant: Variant = "symmetric") -> None:
-        super().__init__([stride], variant)
-
-
 def freeze_strides(model: nn.Module) -> nn.Module:
     """Replace every learnable stride of a trained model by its present value, in place.
 
@@ -485,29 +322,3 @@ def freeze_strides(model: nn.Module) -> nn.Module:
             if isinstance(child, DiffStride):
                 setattr(parent, name, frozen.setdefault(child, child.freeze()))
     return model
-
-
-def per_axis(stride: float | Sequence[float], axes: int) -> list[float]:
-    """One stride for each axis, from one number or as many as there are axes.
-
-    Raises:
-        ValueError: there is another number of them.
-
-    >>> per_axis(2, 2), per_axis((3, 1), 2)
-    ([2.0, 2.0], [3.0, 1.0])
-    """
-    strides = [stride] * axes if isinstance(stride, (int, float)) else list(stride)
-    if len(strides) != axes:
-        names = ("depth, height, width", "height, width", "length")[3 - axes]
-        raise ValueError(f"`stride` must be one number or {axes} ({names}), got {stride!r}")
-    return [float(each) for each in strides]
-
-
-def check_stride(stride: Sequence[float]) -> None:
-    """Refuse strides below 1, and those that are no numbers.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if any(not 1 <= each < math.inf for each in stride):
-        raise ValueError(f"`stride` must be finite and at least 1, got {tuple(stride)}")

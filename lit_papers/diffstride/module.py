@@ -12,6 +12,7 @@ from torch.optim import SGD
 from torchmetrics import MeanMetric
 
 from lit_papers.diffstride.complexity import CostPenalty
+from lit_papers.diffstride.cost import CostCounter
 from lit_papers.diffstride.functional import complexity_penalty
 from lit_papers.diffstride.layers import DiffStride
 from lit_papers.diffstride.matching import MATCHES
@@ -36,7 +37,8 @@ class StridedClassifier(LightningModule):
     layers without; strides without, at ``stride_lr``. After each batch strides are raised to their lower bound.
 
     Logs ``train/loss``, ``train/accuracy`` (under mixup, of the image with the larger share), ``train/complexity``
-    (without its weight), ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy``.
+    (without its weight), ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``, and beside them
+    what a sample costs, ``val/gmacs`` and ``test/gmacs``: 1e9 multiply-adds, as `CostCounter` counts them.
 
     Args:
         model: any module from inputs to logits ``(N, C)``.
@@ -179,15 +181,19 @@ class StridedClassifier(LightningModule):
             layer.project_()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Logs ``val/loss`` and ``val/accuracy``."""
-        self._evaluate(batch, "val")
+        """Logs ``val/loss``, ``val/accuracy`` and ``val/gmacs``."""
+        self._evaluate(batch, batch_index, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Logs ``test/loss`` and ``test/accuracy``."""
-        self._evaluate(batch, "test")
+        """Logs ``test/loss``, ``test/accuracy`` and ``test/gmacs``."""
+        self._evaluate(batch, batch_index, "test")
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_index: int, prefix: str) -> None:
         inputs, targets = batch
+        if batch_index == 0:  # of one sample, and of baselines too, which no callback watches
+            with torch.compiler.set_stance("force_eager"), CostCounter(self.model) as counter:
+                self.model(inputs[:1])
+            self.log(f"{prefix}/gmacs", counter.macs / 1e9, sync_dist=True)
         logits = self(inputs)
         self.eval_accuracy(logits.argmax(1) == targets)
         self.log(f"{prefix}/loss", nn.functional.cross_entropy(logits, targets), sync_dist=True)

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_papers.diffstride.functional import Variant
-from lit_papers.diffstride.layers import (
-    DiffStride1d,
-    DiffStride2d,
-    SpectralPool1d,
-    SpectralPool2d,
-    check_stride,
-    per_axis,
-)
+from lit_papers.diffstride.layers import DiffStride1d, DiffStride2d, SpectralPool1d, SpectralPool2d
+from lit_papers.diffstride.resampling import check_stride, per_axis
 
 Pooling = Literal["strided", "spectral", "diffstride"]
 

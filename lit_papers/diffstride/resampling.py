@@ -1,5 +1,6 @@
 """What all layers that resample a map in the Fourier domain have in common."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -36,3 +37,29 @@ class Resampling(nn.Module):
             )
         check_input(input, axes)
         return tuple(int(n) for n in input.shape[-axes:])
+
+
+def per_axis(stride: float | Sequence[float], axes: int) -> list[float]:
+    """One stride for each axis, from one number or as many as there are axes.
+
+    Raises:
+        ValueError: there is another number of them.
+
+    >>> per_axis(2, 2), per_axis((3, 1), 2)
+    ([2.0, 2.0], [3.0, 1.0])
+    """
+    strides = [stride] * axes if isinstance(stride, (int, float)) else list(stride)
+    if len(strides) != axes:
+        names = ("depth, height, width", "height, width", "length")[3 - axes]
+        raise ValueError(f"`stride` must be one number or {axes} ({names}), got {stride!r}")
+    return [float(each) for each in strides]
+
+
+def check_stride(stride: Sequence[float]) -> None:
+    """Refuse strides below 1, and those that are no numbers.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if any(not 1 <= each < math.inf for each in stride):
+        raise ValueError(f"`stride` must be finite and at least 1, got {tuple(stride)}")

@@ -219,7 +219,7 @@ class MultiOrderInteraction:
         n = self.players.n_players
         if self.method == "exact":
             pairs = self._draw_pairs(torch.Generator().manual_seed(_stream(self.seed, name)))
-            values, error = self._measure(x, y, name, lambda start, stop: _all_masks(n, start, stop), 2**n, rounding)
+            values, error = self._measure(x, y, name, lambda start, stop: all_masks(n, start, stop), 2**n, rounding)
             everything = exact_interactions(values)[pairs[:, 0], pairs[:, 1]][:, self.orders]  # (P, M)
             contexts = torch.tensor([math.comb(n - 2, order) for order in self.orders]).expand(len(pairs), -1)
             nothing = torch.zeros_like(everything)
@@ -427,7 +427,8 @@ def _warn_of_bfloat16(model: Any) -> None:
         )
 
 
-def _all_masks(n: int, start: int, stop: int) -> Tensor:
+def all_masks(n: int, start: int, stop: int) -> Tensor:
+    """Coalitions by their numbers, of which bit k says whether player k is there: bool, ``(stop - start, n)``."""
     return (torch.arange(start, stop)[:, None] >> torch.arange(n)) & 1 == 1
 
 

@@ -1,5 +1,6 @@
-"""Strength of interactions over a training, drawn."""
+"""Strength of interactions over a training, and of several networks beside each other, drawn."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,75 @@ def strength(history: History, n_players: int) -> "Figure":
     log_scale(raw)
     _map(figure, over_time, history, n_players - 2)
     return figure
+
+
+def of_arms(outcomes: Sequence[Any]) -> "Figure":
+    """J and S of each order, of networks trained in several ways, and their accuracies; thin lines are single seeds.
+
+    Args:
+        outcomes: of runs, each with ``arm``, and ``values`` by name: ``J_<m>``, ``J_untrained_<m>``, ``S_<m>`` and
+            ``floor_<m>`` for each order m, ``val_acc``, and perhaps ``under_attack``.
+    """
+    figure, (relative, raw, accuracy) = new_figure(1, 3)
+    arms = _by_arm(outcomes)
+    for style, (arm, runs) in zip(STYLES, arms.items(), strict=False):
+        for axis, key in ((relative, "J_"), (raw, "S_")):
+            for run in runs if len(runs) > 1 else []:
+                axis.plot(*_curve([run], key), color=style["color"], linewidth=0.5, alpha=0.6)
+            axis.plot(*_curve(runs, key), label=arm, markersize=4, **style)
+        raw.plot(*_curve(runs, "floor_"), color=style["color"], linestyle=":", linewidth=1)
+    relative.plot(*_curve(outcomes, "J_untrained_"), color="0.5", linewidth=3, zorder=0, label="untrained")
+    relative.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+    relative.set(xlabel="order of interaction m / (n - 2)", ylabel="relative strength J")
+    relative.set_ylim(bottom=0)
+    relative.legend(fontsize=8)
+    raw.set(xlabel="order of interaction m / (n - 2)", ylabel="strength S [log-odds]; dotted: floor")
+    log_scale(raw)
+    for style, (key, label) in zip(STYLES, (("val_acc", "clean"), ("under_attack", "under attack")), strict=False):
+        for place, runs in enumerate(arms.values()):
+            values = [run.values[key] for run in runs if key in run.values]
+            if values:
+                accuracy.plot([place] * len(values), values, style["marker"], color=style["color"], alpha=0.6, ms=4)
+                name = label if place == 0 else None
+                mean = statistics.fmean(values)
+                accuracy.plot([place], [mean], style["marker"], color=style["color"], ms=9, mfc="none", label=name)
+    accuracy.set_xticks(range(len(arms)), list(arms))
+    accuracy.set(ylabel="accuracy", ylim=(0, 1.05), xlim=(-0.5, len(arms) - 0.5))
+    accuracy.legend(fontsize=8, loc="center")
+    for axis in (relative, raw, accuracy):
+        axis.grid(alpha=0.3, which="both")
+    return figure
+
+
+def gradients(outcomes: Sequence[Any]) -> "Figure":
+    """How strongly each order is pulled at, measured beside the theory.
+
+    Args:
+        outcomes: of `lit_papers.interactions.claims.gradient_of_each_order`.
+    """
+    figure, (axis,) = new_figure(1, 1)
+    for style, (arm, runs) in zip(STYLES[1:], _by_arm(outcomes).items(), strict=False):
+        curves = [run.values["measured"] for run in runs]
+        mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+        axis.plot(runs[0].values["share"], mean, label=f"measured, {arm}", markersize=4, **style)
+    first = outcomes[0].values
+    axis.plot(first["share"], first["theory"], label="theory", markersize=4, **STYLES[0])
+    axis.set(xlabel="order of interaction m / (n - 2)", ylabel="gradient by that of order 0", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _by_arm(outcomes: Sequence[Any]) -> dict[str, list[Any]]:
+    return {arm: [each for each in outcomes if each.arm == arm] for arm in dict.fromkeys(o.arm for o in outcomes)}
+
+
+def _curve(runs: Sequence[Any], prefix: str) -> tuple[list[float], list[float]]:
+    """Mean over runs of the values named ``<prefix><m>``, over m by the largest."""
+    names = {name.removeprefix(prefix): name for name in runs[0].values if name.startswith(prefix)}
+    orders = sorted(int(order) for order in names if order.isdigit())
+    mean = [statistics.fmean(run.values[f"{prefix}{order}"] for run in runs) for order in orders]
+    return [order / max(1, orders[-1]) for order in orders], mean
 
 
 def _curves(axis: "Axes", history: History, key: str, largest: int) -> None:

@@ -1,8 +1,9 @@
 """Which orders of interaction a classifier encodes, at one moment."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,30 @@ from torch import Tensor, nn
 from lit_papers.interactions import figures
 from lit_papers.interactions.checks import whole_number
 from lit_papers.interactions.estimator import MultiOrderInteraction
-from lit_papers.interactions.outputs import Respond, call_network, two_logits
+from lit_papers.interactions.outputs import Respond, call_network, place_of, two_logits
 from lit_papers.interactions.players import Players
-from lit_papers.interactions.samples import balanced
-from lit_papers.interactions.strength import Magnitudes, strength_curve
-from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, class_indices
+from lit_papers.interactions.samples import READ, balanced
+from lit_papers.interactions.strength import Magnitudes, jackknife_error, strength_curve
+from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, class_indices, unpack_batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_READ = 4  # times as many samples as are measured, so that all classes are among them
+_MIDDLE = 0.25  # orders so near to half of n - 2, as a share of it, are the middle ones
+
+
+class Samples(NamedTuple):
+    """What is measured in a whole fit.
+
+    Attributes:
+        x: inputs, ``(B, ...)``.
+        y: class indices, int64, ``(B,)``.
+        place: of the logits among several outputs of the network; None where they can be told.
+    """
+
+    x: Tensor
+    y: Tensor
+    place: Any
 
 
 class InteractionLens(Lens):
@@ -32,7 +47,8 @@ class InteractionLens(Lens):
         players: what is masked: patches of images, features of a table, tokens, ...
         n_samples: how many samples; a ``fast_dev_run`` takes one, right or wrong.
         only_correct: leave out samples that the network misclassifies, as the paper does (not before training).
-        respond: from (network, masked inputs) to logits ``(N, C)``; None calls the network's ``forward``.
+        respond: from (network, masked inputs) to logits ``(N, C)``; None calls the network's ``forward``. Of several
+            outputs it takes those that the network's own ``validation_step`` or ``training_step`` takes for logits.
         seed: of samples, pairs and contexts.
         estimator: further arguments of `lit_papers.interactions.estimator.MultiOrderInteraction`.
 
@@ -61,19 +77,12 @@ class InteractionLens(Lens):
         self.estimator = estimator
         self.n_forwards = 0
 
-    def check(self, subject: Subject) -> tuple[Tensor, Tensor]:
+    def check(self, subject: Subject) -> Samples:
         """Read and choose the samples, and see that estimator and network take what they get."""
         self._estimator(subject.network)
         wanted = 1 if subject.trial else self.n_samples
-        x, targets = subject.rows(_READ * wanted, wanted="samples", scatter=self.seed)
-        with subject.quiet(), subject.twin() as network, subject.precision():
-            try:
-                logits = self._logits(network, x[:1])
-            except Exception as error:  # whatever a stranger's code raises
-                raise NotApplicable(
-                    f"`forward` of {type(network).__name__} does not answer an input with logits ({error}): pass "
-                    "`respond`, a function from (module, masked inputs) to logits"
-                ) from error
+        x, targets = subject.rows(READ * wanted, wanted="samples", scatter=self.seed)
+        logits, place = self._first_logits(subject, x[:1])
         y = class_indices(targets, logits.shape[1])
         if bool((y >= logits.shape[1]).any()):
             raise NotApplicable(f"a target is {int(y.max())}, outside [0, {logits.shape[1]}); pass `unpack`")
@@ -81,24 +90,24 @@ class InteractionLens(Lens):
         if not len(y):
             raise NotApplicable("no sample has a class (all labels are negative): pass `dataloader` or `unpack`")
         chosen = balanced(y, wanted, self.seed).to(y.device)
-        return x[chosen], y[chosen]
+        return Samples(x[chosen], y[chosen], place)
 
-    def look(self, moment: Moment, prepared: tuple[Tensor, Tensor], history: Sequence[Mapping[str, Any]]) -> Numbers:
+    def look(self, moment: Moment, prepared: Samples, history: Sequence[Mapping[str, Any]]) -> Numbers:
         """Strength of each order, over the samples of all processes.
 
         Raises:
             ValueError: the logits are not finite, or no sample is classified correctly.
         """
-        x, y = prepared
+        x, y, place = prepared
         processes, subject = moment.processes, moment.subject
         orders = self._estimator(subject.network).orders
         shares = torch.zeros(len(y), len(Magnitudes._fields), len(orders), dtype=torch.float64)  # a row a sample
         counts = torch.zeros(2, dtype=torch.float64)  # not finite, forwards
         with processes.same_fate(), moment.network() as network, torch.autocast(x.device.type, enabled=False):
-            estimator = self._estimator(network)
+            estimator = self._estimator(network, place)
             ids = torch.arange(processes.rank, len(y), processes.size, device=y.device)
             every = moment.untrained or subject.trial or not self.only_correct
-            ids, finite = self._chosen(network, x, y, ids, every, estimator.batch_size)
+            ids, finite = self._chosen(network, prepared, ids, every, estimator.batch_size)
             counts[0] = not finite
             if len(ids) and finite:
                 result = estimator(x[ids], y[ids], ids.tolist())
@@ -114,7 +123,7 @@ class InteractionLens(Lens):
             raise ValueError("no sample is classified correctly")
         return self._numbers(orders, Magnitudes(*measured.unbind(1)), float(forwards))
 
-    def unknown(self, prepared: tuple[Tensor, Tensor]) -> Numbers:
+    def unknown(self, prepared: Samples) -> Numbers:
         """NaN for every order."""
         orders = self._estimator(nn.Identity()).orders
         nothing = torch.full((1, len(orders)), math.nan, dtype=torch.float64)
@@ -130,8 +139,13 @@ class InteractionLens(Lens):
         curve = strength_curve(rows)
         largest = max(1, self.players.n_players - 2)
         place = torch.tensor(orders, dtype=torch.float64)
-        known = ~curve.relative_strength.isnan()
-        centroid = (place * curve.relative_strength)[known].sum() / curve.relative_strength[known].sum() / largest
+        centroid, samples = _centroid(place / largest, curve.relative_strength), len(rows.number)
+        without = [
+            _centroid(place / largest, strength_curve(Magnitudes(*(part[kept] for part in rows))).relative_strength)
+            for kept in (~torch.eye(samples, dtype=torch.bool) if samples > 1 else ())
+        ]
+        error = jackknife_error(torch.stack(without)) if without else torch.tensor(math.nan)
+        middle = ~curve.relative_strength.isnan() & ((place / largest - 0.5).abs() <= _MIDDLE)
         by_order: Numbers = {}
         for key, values in (("J", curve.relative_strength), ("S", curve.strength), ("floor", curve.noise_floor)):
             by_order |= {f"{key}/m{m}": value for m, value in zip(orders, values.tolist(), strict=True)}
@@ -148,22 +162,62 @@ class InteractionLens(Lens):
             "noise_floor": curve.noise_floor.tolist(),
             **by_order,
             "J_centroid": centroid.item(),
+            "J_middle": curve.relative_strength[middle].mean().item(),
+            "J_centroid_error": error.item(),
             "n_samples": float(len(rows.number)),
             "n_forwards": forwards,
         }
 
-    def _estimator(self, model: nn.Module) -> MultiOrderInteraction:
-        return MultiOrderInteraction(model, self.players, seed=self.seed, respond=self._logits, **self.estimator)
+    def _estimator(self, model: nn.Module, place: Any = None) -> MultiOrderInteraction:
+        respond = functools.partial(self._logits, place=place)
+        return MultiOrderInteraction(model, self.players, seed=self.seed, respond=respond, **self.estimator)
 
-    def _logits(self, network: nn.Module, x: Any) -> Tensor:
-        return two_logits(call_network(network, x, self.respond))
+    def _logits(self, network: nn.Module, x: Any, place: Any = None) -> Tensor:
+        return two_logits(call_network(network, x, self.respond, place))
+
+    def _first_logits(self, subject: Subject, x: Tensor) -> tuple[Tensor, Any]:
+        """Logits of some samples, and their place among several outputs."""
+        place = None
+        with subject.quiet(), subject.twin() as network, subject.precision():
+            try:
+                try:
+                    return self._logits(network, x), place
+                except TypeError:  # no tensor, or several
+                    place = self._place_by_route(subject, network)
+                    if place is None:
+                        raise
+                    return self._logits(network, x, place), place
+            except Exception as error:  # whatever a stranger's code raises
+                raise NotApplicable(
+                    f"`forward` of {type(network).__name__} does not answer an input with logits ({error}): pass "
+                    "`respond`, a function from (module, masked inputs) to logits"
+                ) from error
+
+    def _place_by_route(self, subject: Subject, network: nn.Module) -> Any:
+        """Which of several outputs the network's own step takes for logits; None where it does not say."""
+        if self.respond is not None:
+            return None
+        try:
+            seen = subject.first_seen()
+        except (ValueError, TypeError):  # no step, or one that nothing can be told from
+            return None
+        inputs, _ = (subject.unpack or unpack_batch)(seen.batch)
+        return place_of(network(inputs), seen.outputs)
 
     def _chosen(
-        self, network: nn.Module, x: Tensor, y: Tensor, ids: Tensor, every: bool, batch_size: int
+        self, network: nn.Module, samples: Samples, ids: Tensor, every: bool, batch_size: int
     ) -> tuple[Tensor, bool]:
         """Which samples to measure, and whether their logits are finite."""
         if not len(ids):
             return ids, True
-        logits = torch.cat([self._logits(network, x[part]) for part in torch.split(ids, batch_size)])
+        logits = torch.cat(
+            [self._logits(network, samples.x[part], samples.place) for part in torch.split(ids, batch_size)]
+        )
         finite = bool(torch.isfinite(logits).all())
-        return (ids if every else ids[logits.argmax(dim=1) == y[ids]]), finite
+        return (ids if every else ids[logits.argmax(dim=1) == samples.y[ids]]), finite
+
+
+def _centroid(place: Tensor, relative: Tensor) -> Tensor:
+    """Of the orders that are resolved, in [0, 1]; NaN where none is."""
+    known = ~relative.isnan()
+    return (place * relative)[known].sum() / relative[known].sum()

@@ -33,13 +33,14 @@ def prediction(outputs: Tensor, target: Tensor) -> Tensor:
     return outputs.reshape(len(outputs))
 
 
-def call_network(model: Any, inputs: Any, respond: Respond | None = None) -> Tensor:
+def call_network(model: Any, inputs: Any, respond: Respond | None = None, place: Any = None) -> Tensor:
     """Call a network and find the tensor of outputs in what it returns.
 
     Args:
         model: any callable.
         inputs: a tensor; a mapping is passed as keywords, a tuple as positional arguments.
         respond: from model and inputs to what the model returns; None for the usual way.
+        place: key or number of the outputs in what is returned, as `place_of` found it; None where they can be told.
 
     Returns:
         ``(B,)`` or ``(B, C)``.
@@ -55,7 +56,7 @@ def call_network(model: Any, inputs: Any, respond: Respond | None = None) -> Ten
         returned = model(*inputs)
     else:
         returned = model(inputs)
-    return find_outputs(returned)
+    return find_outputs(returned) if place is None else returned[place]
 
 
 def find_outputs(returned: Any) -> Tensor:
@@ -92,6 +93,33 @@ def find_outputs(returned: Any) -> Tensor:
         f"the model's output is {type(returned).__name__} with {len(found) or 'no'} tensors that could be logits: pass "
         "`respond`, such as `respond=lambda model, x: model(x)[0]`"
     )
+
+
+def place_of(returned: Any, logits: Tensor) -> Any:
+    """Where logits that are known lie in what a model returned.
+
+    Args:
+        returned: a mapping or a sequence.
+        logits: of the same inputs, ``(B, C)``.
+
+    Returns:
+        The key or the number of the only tensor that equals them, up to rounding; None if there is not exactly one.
+
+    >>> place_of([torch.ones(2, 3), torch.zeros(2, 3)], torch.zeros(2, 3))
+    1
+    """
+    if isinstance(returned, Mapping):
+        parts = list(returned.items())
+    elif isinstance(returned, Sequence) and not isinstance(returned, str):
+        parts = list(enumerate(returned))
+    else:
+        return None
+    found = [
+        place
+        for place, part in parts
+        if isinstance(part, Tensor) and part.shape == logits.shape and torch.allclose(part.to(logits), logits)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def two_logits(outputs: Tensor) -> Tensor:

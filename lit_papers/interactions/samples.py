@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+READ = 4  # times as many samples as are wanted should be read, so that all classes are among them
+
 
 def balanced(labels: Tensor, wanted: int, seed: int = 0) -> Tensor:
     """Samples of all classes, as many of each as there are, in an order that ``seed`` alone decides.

@@ -102,8 +102,8 @@ def strength_curve(rows: Magnitudes) -> StrengthCurve:
         without, _, _ = _estimate(
             *(whole.nansum(0) - whole.nan_to_num() for whole in (rows.upper, rows.lower, rows.number))
         )  # (B, M), of all samples but one
-        strength_error = _jackknife(without)
-        relative_error = _jackknife(without / without.nan_to_num().mean(1, keepdim=True))
+        strength_error = jackknife_error(without)
+        relative_error = jackknife_error(without / without.nan_to_num().mean(1, keepdim=True))
     orders = len(estimate)
     others_low, others_high = low.sum() - low, high.nan_to_num().sum() - high.nan_to_num()
     return StrengthCurve(
@@ -128,7 +128,7 @@ def _estimate(upper: Tensor, lower: Tensor, count: Tensor) -> tuple[Tensor, Tens
     return (lower.clamp(min=0) * upper).sqrt(), lower, upper
 
 
-def _jackknife(without: Tensor) -> Tensor:
-    """Standard error from the values without each of B samples: (B, M) to (M,)."""
+def jackknife_error(without: Tensor) -> Tensor:
+    """Standard error from the values without each of B samples: ``(B, ...)`` to ``(...)``."""
     samples = len(without)
     return ((without - without.mean(0)).square().sum(0) * (samples - 1) / samples).sqrt()

@@ -190,16 +190,17 @@ def is_indexed(loader: Any) -> bool:
     )
 
 
-def scattered(loader: DataLoader[Any], max_batches: int | None, seed: int) -> DataLoader[Any]:
+def scattered(loader: DataLoader[Any], max_batches: int | None, seed: int, most: int | None = None) -> DataLoader[Any]:
     """The samples of a loader in an order that a seed decides, the same on every process.
 
     Args:
         loader: that is indexed.
         max_batches: of its own order, whose samples take part; None for all.
         seed: of the order.
+        most: samples of a batch, where the loader's own batches are too large.
 
     Returns:
-        A loader of the same batch size; where a sample is a batch, of the same batches.
+        A loader of the same batch size, or of ``most``; where a sample is a batch, of the same batches.
     """
     generator = torch.Generator().manual_seed(seed)
     plan = list(_plan(loader, max_batches))
@@ -209,6 +210,7 @@ def scattered(loader: DataLoader[Any], max_batches: int | None, seed: int) -> Da
     samples = [index for batch in plan for index in batch]
     order = torch.randperm(len(samples), generator=generator).tolist()
     size = max(map(len, plan), default=1)
+    size = size if most is None else min(size, most)
     batches = [[samples[place] for place in order[start : start + size]] for start in range(0, len(order), size)]
     return _fresh(loader, batch_sampler=batches)
 

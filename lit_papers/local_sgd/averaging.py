@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from inspect import signature
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lit_papers.local_sgd.functional import consensus_distance
 
@@ -60,6 +62,21 @@ class Groups:
         for group in (self.node, self.across):
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
+
+
+def data_parallel_within(
+    module: nn.Module, groups: Groups, device_ids: list[int] | None, *, find_unused_parameters: bool
+) -> DistributedDataParallel:
+    """The module with gradients that are averaged within the node; buffers are left to the end of a round."""
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # in torch 2.14
+    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        module,
+        device_ids=device_ids,
+        process_group=groups.node,
+        find_unused_parameters=find_unused_parameters,
+        **buffers,
+    )
 
 
 class Bucket:

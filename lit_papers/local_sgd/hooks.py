@@ -1,33 +1,44 @@
-"""When local SGD's rounds end: the first callback of the trainer tells the strategy how far the loop is."""
+"""When local SGD's rounds end: the first callback of the trainer tells how far the loop is."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_papers.local_sgd import internals
+from lit_papers.local_sgd.driver import RoundDriver
 from lit_papers.local_sgd.handshake import Leaving
+from lit_papers.local_sgd.meetings import Meetings
 from lit_papers.local_sgd.requeue import RequeueAfterRound
-
-if TYPE_CHECKING:
-    from lit_papers.local_sgd.strategy import LocalSGDStrategy
 
 
 class RoundHooks(Callback):
-    """Calls the strategy where Lightning gives strategies no hook; first of all callbacks, so that they see averages.
+    """Tells the driver where Lightning gives strategies no hook; first of all callbacks, so that they see averages.
 
     Args:
-        strategy: whose rounds these are.
+        driver: of the rounds.
+        meetings: of the ranks.
+        start_training: called before the first step.
     """
 
-    def __init__(self, strategy: "LocalSGDStrategy") -> None:
-        self._strategy = strategy
+    def __init__(self, driver: RoundDriver, meetings: Meetings, start_training: Callable[[Trainer], None]) -> None:
+        self._driver = driver
+        self._meetings = meetings
+        self._start_training = start_training
 
     @staticmethod
-    def add_to(trainer: Trainer, strategy: "LocalSGDStrategy") -> None:
+    def add_to(
+        trainer: Trainer,
+        driver: RoundDriver,
+        meetings: Meetings,
+        environment: ClusterEnvironment | None,
+        start_training: Callable[[Trainer], None],
+    ) -> None:
         """Put ours around a trainer's callbacks; a requeue saves what the last of them has done."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
-        callbacks.insert(0, RoundHooks(strategy))
-        callbacks.append(RequeueAfterRound(strategy))
+        callbacks.insert(0, RoundHooks(driver, meetings, start_training))
+        callbacks.append(RequeueAfterRound(meetings, environment))
 
     @staticmethod
     def remove_from(trainer: Trainer) -> None:
@@ -38,8 +49,8 @@ class RoundHooks(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the ranks' settings, and keep the loop from communicating on each batch."""
-        internals.broadcast_sigterm_only(trainer, self._strategy.ranks_just_met)
-        self._strategy.start_training(trainer)
+        internals.broadcast_sigterm_only(trainer, self._meetings.met_since)
+        self._start_training(trainer)
         self._validate_at_the_last_batch(trainer)  # a resumed epoch does not start again
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,19 +59,19 @@ class RoundHooks(Callback):
 
     def _validate_at_the_last_batch(self, trainer: Trainer) -> None:
         """Where an epoch may end anywhere, no batch count decides on validation: some ranks would hang in it."""
-        if self._strategy.uneven_inputs == "stop":
+        if self._driver.stops_together:
             trainer.val_check_batch = float("inf")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on this rank may be alone at its batch."""
-        self._strategy.in_batch = True
+        self._driver.in_batch = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the step, and average where a round is over."""
-        told = self._strategy.end_batch(leaving(trainer))
-        if told == Leaving.NO or self._strategy.uneven_inputs == "error":
+        told = self._driver.end_batch(leaving(trainer))
+        if told == Leaving.NO or not self._driver.stops_together:
             return
         internals.end_epoch_here(trainer)
         if told == Leaving.TRAINING:
@@ -68,16 +79,15 @@ class RoundHooks(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All ranks validate together."""
-        self._strategy.in_batch = False
+        self._driver.in_batch = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average where the epoch ended otherwise than with the loader's last batch."""
-        self._strategy.in_batch = False
-        self._strategy.end_epoch()
+        self._driver.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average whatever is still different between the ranks."""
-        self._strategy.end_training()
+        self._driver.end_training()
 
 
 def leaving(trainer: Trainer) -> Leaving:

@@ -103,6 +103,25 @@ class SkewedQuadratic(LowerBoundFunction):
         return torch.where(x <= 0, self.smoothness * x, self.mu * x)
 
 
+class UnlikeSkewedQuadratic(SkewedQuadratic):
+    r"""The same, but the components of every machine come in an order of their own.
+
+    All machines hold the same data; yet the i-th components of two machines are unlike, with :math:`\lambda` of the
+    order of :math:`\nu` (assumption A4), so that synchronized shuffling has nothing to synchronize (Yun et al., ICLR
+    2022, the term :math:`\lambda^2 / (M K^2)` of its bounds).
+
+    >>> UnlikeSkewedQuadratic().components(components=4, machines=2)
+    tensor([[ 1.,  1., -1., -1.],
+            [ 1., -1., -1.,  1.]], dtype=torch.float64)
+    """
+
+    def components(self, components: int, machines: int) -> Tensor:
+        """The data of `SkewedQuadratic`, shuffled once on each machine; see `LowerBoundFunction`."""
+        z = super().components(components, machines)
+        generator = torch.Generator().manual_seed(0)
+        return torch.stack([row[torch.randperm(components, generator=generator)] for row in z])
+
+
 class Quadratic(LowerBoundFunction):
     r"""One curvature everywhere: the control on which the kink's effects must vanish.
 

@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import Work
 from torch.distributed.distributed_c10d import PrefixStore
 
+_Answer = TypeVar("_Answer")
 _BEAT = 1.0  # seconds between two signs of life
 _PATIENCE = 8  # looks, a beat apart, at which a silent rank counts as gone
 _SLACK = 3.0  # seconds that a rank may be late without anybody asking
+_FAREWELL = 6.0  # seconds that the host of the store waits for the others to hear who is gone, before it leaves too
+_GONE, _HEARD = "gone", "heard"  # keys of the store
 
 
 class Peers:
@@ -25,7 +28,8 @@ class Peers:
     Only a rank that waits for others looks. A rank that is slow, or whose interpreter is busy elsewhere for a while,
     is left alone as long as nobody needs it, and is not given up before it was silent at eight looks of the waiting
     rank; on the same machine not at all while its process runs. Looks are counted instead of seconds: after a
-    laptop's sleep nobody is found missing.
+    laptop's sleep nobody is found missing. Who finds somebody missing leaves word in the store, so that all others say
+    the same, and nobody takes the next who leaves for the cause.
 
     Args:
         node: number of this rank's node.
@@ -36,6 +40,7 @@ class Peers:
         self._advice = advice
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._store: Any = PrefixStore("local_sgd_peers", dist.distributed_c10d._get_default_store())
+        self._store_is_gone = False
         self._stop = threading.Event()
         gathered: list[Any] = [None] * self._size
         dist.all_gather_object(gathered, (socket.gethostname(), node, os.getpid()))
@@ -73,7 +78,7 @@ class Peers:
                         for rank, (count, before, after) in enumerate(zip(silent, looks, now, strict=True))
                     ]
                 looks = now
-                gone = [rank for rank, count in enumerate(silent) if count >= _PATIENCE]
+                gone = self._word() or [rank for rank, count in enumerate(silent) if count >= _PATIENCE]
                 if gone:
                     raise RuntimeError(self.explain(gone))
         work.wait()
@@ -81,7 +86,12 @@ class Peers:
     def lost(self) -> list[int]:
         """Who gives no sign during three beats; the rank that hosts the store where nobody can be asked."""
         before = self._signs()
-        time.sleep(3 * _BEAT)
+        end = time.monotonic() + 3 * _BEAT
+        while before is not None and time.monotonic() < end:
+            word = self._word()
+            if word:
+                return word
+            time.sleep(_BEAT / 4)
         after = self._signs()
         if before is None or after is None:
             return [0]
@@ -92,6 +102,7 @@ class Peers:
         gone = [rank for rank in gone if rank != self._rank]
         if not gone:
             return f"the ranks lost each other in local SGD. {self._advice()}"
+        self._pass_on(gone)
         self._end_of_this_machine(gone)
         lost = [self._places[rank] for rank in gone]
         names = (
@@ -115,17 +126,49 @@ class Peers:
 
     def _signs(self) -> list[int] | None:
         """The last sign of each rank; None where the store does not answer."""
-        found: list[int] = []
+        keys = [str(rank) for rank in range(self._size)]
+        return self._ask(lambda: [int(self._store.get(key)) if self._store.check([key]) else 0 for key in keys])
+
+    def _word(self) -> list[int] | None:
+        """Who is gone by the word of a rank that knows; None where there is no such word."""
+
+        def read() -> list[int]:
+            there = self._store.check([_GONE])
+            return [int(rank) for rank in self._store.get(_GONE).decode().split(",")] if there else []
+
+        return self._ask(read) or None
+
+    def _pass_on(self, gone: list[int]) -> None:
+        """Leave word of who is gone; the host of the store stays until the others have heard it."""
+
+        def write() -> bool:
+            if not self._store.check([_GONE]):
+                self._store.set(_GONE, ",".join(map(str, gone)))
+            self._store.set(f"{_HEARD} {self._rank}", "")
+            return True
+
+        self._ask(write)
+        if self._rank == 0:
+            keys = [f"{_HEARD} {rank}" for rank in range(self._size) if rank not in gone]
+            end = time.monotonic() + _FAREWELL
+            while time.monotonic() < end and not self._ask(lambda: self._store.check(keys)):
+                time.sleep(_BEAT / 10)
+
+    def _ask(self, question: Callable[[], _Answer]) -> _Answer | None:
+        """Ask the store; None where it does not answer, as its host is gone or stopped."""
+        found: list[_Answer] = []
+        if self._store_is_gone:
+            return None
 
         def ask() -> None:
-            keys = [str(rank) for rank in range(self._size)]
             with contextlib.suppress(Exception):  # the store's host is gone
-                found.extend(int(self._store.get(key)) if self._store.check([key]) else 0 for key in keys)
+                found.append(question())
 
         asking = threading.Thread(target=ask, daemon=True)  # a stopped host would not even refuse
         asking.start()
         asking.join(_PATIENCE * _BEAT)
-        return found if len(found) == self._size else None
+        self._store_is_gone = not found
+        return found[0] if found else None
 
     def _runs_here(self, rank: int) -> bool:
         """Whether a silent rank of this machine is only busy: its process is neither stopped nor gone."""

@@ -105,10 +105,9 @@ def share_out(pieces: Pieces, state_dict: Mapping[str, Any]) -> tuple[list[dict[
 
 
 def save(
-    checkpoint: dict[str, Any],
     pieces: Pieces,
     state_dict: Mapping[str, Any],
-    how: RankState,
+    how: Literal["files", "gather"],
     path: str,
     io: CheckpointIO,
 ) -> dict[str, Any]:
@@ -117,8 +116,6 @@ def save(
     Returns:
         What the checkpoint is to hold of them, complete on the first process.
     """
-    if how == "none":
-        return {"rank_state": how}
     index, kept = share_out(pieces, state_dict)
     gathered: list[Any] | None = [kept]
     name = [uuid.uuid4().hex]

@@ -3,15 +3,14 @@
 import signal
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_papers.local_sgd.internals import is_auto_requeue
-
-if TYPE_CHECKING:
-    from lit_papers.local_sgd.strategy import LocalSGDStrategy
+from lit_papers.local_sgd.meetings import Meetings
 
 
 class RequeueAfterRound(Callback):
@@ -24,17 +23,19 @@ class RequeueAfterRound(Callback):
     A user's own handler of the signal stays in place, as it does in Lightning.
 
     Args:
-        strategy: whose rounds these are.
+        meetings: that pass it on.
+        environment: that names the signal.
     """
 
-    def __init__(self, strategy: "LocalSGDStrategy") -> None:
-        self._strategy = strategy
+    def __init__(self, meetings: Meetings, environment: ClusterEnvironment | None) -> None:
+        self._meetings = meetings
+        self._environment = environment
         self._save_and_requeue: Callable[[int, Any], None] | None = None
         self._signal = signal.Signals.SIGTERM  # replaced by the one that the environment names
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the handler's place."""
-        environment = self._strategy.cluster_environment
+        environment = self._environment
         if trainer.world_size == 1 or not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
             return
         if environment.requeue_signal is None or threading.current_thread() is not threading.main_thread():
@@ -45,14 +46,14 @@ class RequeueAfterRound(Callback):
             signal.signal(self._signal, self._take_note)
 
     def _take_note(self, number: int, frame: Any) -> None:
-        self._strategy.requeue_asked = True
+        self._meetings.requeue_asked = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and ask SLURM for another turn, on all ranks at the same batch."""
-        if self._strategy.requeue_agreed and self._save_and_requeue is not None:
-            self._strategy.requeue_asked = self._strategy.requeue_agreed = False
+        if self._meetings.requeue_agreed and self._save_and_requeue is not None:
+            self._meetings.requeue_asked = self._meetings.requeue_agreed = False
             self._save_and_requeue(self._signal, None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

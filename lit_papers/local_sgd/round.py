@@ -38,7 +38,6 @@ class Round:
         steps_apart: by fragment, steps since it was the same on all processes.
         batches_apart: whether there was a batch since; buffers move in batches without a step too.
         models_apart: whether there was a batch since the callbacks' models were the same on all processes.
-        together: whether all processes are known to be at this batch.
         track_drift: whether to measure ``drift``.
         drift: see `measure_drift`; of the last average.
     """
@@ -64,7 +63,6 @@ class Round:
         self.local_step = self.since_sync = self.n_syncs = self.rounds_within_node = 0
         self.steps_apart = [0] * fragments
         self.batches_apart = self.models_apart = False
-        self.together = True
         self.track_drift = False
         self.drift: Tensor | None = None
         self._bucket = Bucket(device)
@@ -100,6 +98,11 @@ class Round:
                 self.since_sync += 1
                 self.steps_apart = [steps + 1 for steps in self.steps_apart]
 
+    @property
+    def everything(self) -> Due:
+        """What is averaged where a round ends before its time: all fragments, over all nodes."""
+        return Due(tuple(range(self.fragments)), everywhere=True)
+
     def due(self, *, stepped: bool, over: bool) -> Due | None:
         """What is averaged after this batch.
 
@@ -108,7 +111,7 @@ class Round:
             over: whether the round ends here whatever its count.
         """
         if over:
-            return Due(tuple(range(self.fragments)), everywhere=True)
+            return self.everything
         ends = [-(-self.sync_every * (part + 1) // self.fragments) for part in range(self.fragments)]
         parts = tuple(part for part, end in enumerate(ends) if self.since_sync == end)
         if self.since_sync >= self.sync_every:  # sync_every may be smaller than in the run that is resumed
@@ -181,8 +184,6 @@ class Round:
             if due.everywhere:
                 self.batches_apart = False
         self.rounds_within_node = 0 if due.everywhere else self.rounds_within_node + 1
-        if due.everywhere:
-            self.together = True
 
     def average_in_place(self, alike: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """Average over all processes without ending a round: for evaluation, checkpoints and the end."""
@@ -292,7 +293,6 @@ class Round:
         self.since_sync = self.rounds_within_node = 0
         self.steps_apart = [0] * self.fragments
         self.batches_apart = self.models_apart = False
-        self.together = True
         if same_ranks:
             self.since_sync, self.rounds_within_node = state["since_sync"], state["rounds_within_node"]
             self.batches_apart, self.models_apart = state["batches_apart"], state["models_apart"]

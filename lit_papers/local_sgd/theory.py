@@ -5,6 +5,7 @@ from lit_papers.local_sgd.lower_bound_functions import (
     LowerBoundFunction,
     Quadratic,
     SkewedQuadratic,
+    UnlikeSkewedQuadratic,
 )
 from lit_papers.local_sgd.predictions import exact_suboptimality, fit_loglog_slope, theorem_step_size, upper_bound
 from lit_papers.local_sgd.simulator import Algorithm, Sampling, draw_order, run_epoch, simulate
@@ -16,6 +17,7 @@ __all__ = [
     "Quadratic",
     "Sampling",
     "SkewedQuadratic",
+    "UnlikeSkewedQuadratic",
     "draw_order",
     "exact_suboptimality",
     "fit_loglog_slope",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
 from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Seen, Subject
+from lit_papers.lens.layers import Layer, chosen_layers
 from lit_papers.lens.weight_decay import decay_of
 from lit_papers.neural_collapse import figures
 from lit_papers.neural_collapse.functional import (
@@ -26,7 +27,6 @@ from lit_papers.neural_collapse.functional import (
     snr_singular_values,
     variability_collapse,
 )
-from lit_papers.neural_collapse.layers import Layer, chosen_layers
 from lit_papers.neural_collapse.metrics import ClassStatisticsMetric
 from lit_papers.neural_collapse.reservoir import LIMIT_BYTES, Reservoir, stratified_share
 

@@ -153,13 +153,15 @@ def _run(planned: "Sequence[Planned]", jobs: int, console: "Console", reasons: d
     """Run what is missing; ``reasons`` gets the first failure of each claim."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from lit_papers.reproduce.plan import MODULE
+    from lit_papers.reproduce.plan import MODULE, PRELOAD
     from lit_papers.trials.runs import Run, run_all
 
-    of_run = {each.run.folder: each for each in planned}
-    missing = [each.run for each in planned if each.outcome() is None]
+    owners: dict[Path, list[Planned]] = {}
+    for each in planned:
+        owners.setdefault(each.run.folder, []).append(each)
+    missing = [shared[0].run for shared in owners.values() if shared[0].run.answer() is None]
     if not missing:
-        console.print(f"all of {len(planned)} runs are there", highlight=False)
+        console.print(f"all of {len(owners)} runs are there", highlight=False)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -169,14 +171,13 @@ def _run(planned: "Sequence[Planned]", jobs: int, console: "Console", reasons: d
         def show(run: Run, reason: str | None) -> None:
             nonlocal done
             done += 1
-            each = of_run[run.folder]
-            if reason is not None:
-                reasons.setdefault(each.claim.path, reason)
+            for each in owners[run.folder] if reason is not None else ():
+                reasons.setdefault(each.claim.path, str(reason))
                 said = f"{each.claim.path} {each.arm} seed {each.seed}: failed, {reason}"
                 progress.console.print(said, soft_wrap=True, markup=False, highlight=False)
             progress.update(task, advance=run.weight, description=f"{done} of {len(missing)} runs")
 
-        run_all(MODULE, missing, jobs, show)
+        run_all(MODULE, missing, jobs, show, PRELOAD)
 
 
 def _report(
@@ -190,23 +191,23 @@ def _report(
     from lit_papers.reproduce.plan import versions
     from lit_papers.reproduce.tables import arms_table
 
-    outcomes = [outcome for each in planned if (outcome := each.outcome()) is not None]
-    if claim.path in reasons:
-        verdict = Verdict(f"{FAILED} ({reasons[claim.path]})", "")
-    else:
-        results = Results.of(claim, outcomes, versions())
-        folder = given.out / claim.path
-        results.write(folder / "results.json")
+    folder = given.out / claim.path
+    verdict = Verdict(FAILED, "")
+    results = None
+    if claim.path not in reasons:
         try:
+            outcomes = [outcome for each in planned if (outcome := each.outcome()) is not None]
+            results = Results.of(claim, outcomes, versions())
             verdict = verdict_of(claim, results)
         except RuleError as error:
             reasons[claim.path] = str(error)
-            verdict = Verdict(f"{FAILED} ({error})", "")
+    word = f"{FAILED} ({reasons[claim.path]})" if claim.path in reasons else verdict.word
     console.print()
-    console.print(f"{claim.path}: {verdict.word}", style="bold", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{claim.path}: {word}", style="bold", soft_wrap=True, highlight=False, markup=False)
     console.print(f"  {claim.statement} ({claim.source})", soft_wrap=True, highlight=False, markup=False)
-    if claim.path in reasons:
+    if results is None or claim.path in reasons:
         return
+    results.write(folder / "results.json")
     console.print(f"  {verdict.because}", soft_wrap=True, highlight=False, markup=False)
     console.print(arms_table(claim, results), soft_wrap=True, highlight=False, markup=False)
     if given.write:

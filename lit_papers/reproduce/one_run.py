@@ -1,22 +1,21 @@
-"""The process of one run: ``python -m lit_papers.reproduce.one_run FOLDER``, started by the command.
+"""The process of one run, started by the command with a folder.
 
 The folder's ``request.json`` says what to do: to resolve what several runs are made of, to train by a configuration, or
 to call a function. The processes that a strategy starts enter here too.
 """
 
-import csv
 import importlib
 import io
 import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from lit_papers.trials.processes import end_with_parent
+from lit_papers.reproduce.plan import TRAINING
 from lit_papers.trials.runs import REQUEST, write_answer
 
 
@@ -37,7 +36,7 @@ def main(folder: Path) -> int:
         status = _fit(request, folder)
         if status or os.environ.get("LOCAL_RANK", "0") != "0":
             return status
-        values = read_metrics(folder / "run" / "metrics.csv", request["read"])
+        values = {}
     write_answer(folder, {**values, "seconds": round(cpu_seconds() - before, 2)})
     return 0
 
@@ -77,7 +76,7 @@ def _fit(request: Mapping[str, Any], folder: Path) -> int:
 
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "", "version": "run"},
+        "init_args": {"save_dir": str(folder), "name": "", "version": TRAINING},
     }
     expanded = json.loads(os.path.expandvars(json.dumps(request["set"])))
     seeds = dict.fromkeys(request["seeded"], request["seed"])
@@ -111,29 +110,5 @@ def _resolve(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"configuration": yaml.safe_load(out.getvalue())}
 
 
-def read_metrics(path: Path, readings: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Values of a run's ``metrics.csv``.
-
-    Args:
-        path: of the file.
-        readings: for each value a logged key, and ``last``, ``first``, ``min``, ``max`` or ``all``.
-
-    Raises:
-        ValueError: a key was never logged.
-    """
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    values = {}
-    for name, (metric, at) in readings.items():
-        logged = [float(row[metric]) for row in rows if row.get(metric)]
-        if not logged:
-            known = ", ".join(sorted({key for row in rows for key, cell in row.items() if cell}))
-            raise ValueError(f"read.{name}: {metric!r} was never logged; logged were {known}")
-        pick: dict[str, Any] = {"last": logged[-1], "first": logged[0], "min": min(logged), "max": max(logged)}
-        values[name] = logged if at == "all" else pick[at]
-    return values
-
-
-if __name__ == "__main__":
-    end_with_parent()
+if __name__ == "__main__":  # in the further processes of a strategy, which end with the first
     sys.exit(main(Path(sys.argv[1])))

@@ -1,6 +1,6 @@
 """From claims to runs: what each is made of, whole, and the folder in which it is found again."""
 
-import re
+import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lit_papers.catalog import CLAIMS_FILE
-from lit_papers.reproduce.claims import Claim, ClaimError
+from lit_papers.reproduce.claims import Claim, ClaimError, Reading
 from lit_papers.reproduce.results import ROOMS
-from lit_papers.reproduce.verdicts import Outcome
+from lit_papers.reproduce.verdicts import Outcome, RuleError
 from lit_papers.trials.fingerprint import fingerprint
 from lit_papers.trials.runs import Run, run_all
 
 MODULE = "lit_papers.reproduce.one_run"
+PRELOAD = ("lit_papers.lightning_cli", "lit_papers.callbacks", "lit_papers.datamodules")
+TRAINING = "training"  # folder of a training, in that of its run
 VERSIONS = ("torch", "lightning", "numpy")
 
 
@@ -36,12 +38,18 @@ class Planned:
     run: Run
 
     def outcome(self) -> Outcome | None:
-        """What it has left; None if it has not finished."""
+        """What it has left; None if it has not finished.
+
+        Raises:
+            RuleError: a key that the claim reads was never logged.
+        """
         answer = self.run.answer()
         if answer is None:
             return None
         values = dict(answer)
         seconds = values.pop("seconds")
+        if self.claim.plan.read:
+            values = read_metrics(self.run.folder / TRAINING / "metrics.csv", self.claim.plan.read)
         point = {key: value for key, value in self.claim.plan.arms[self.arm].items() if not isinstance(value, dict)}
         return Outcome(self.arm, self.seed, values, point, seconds)
 
@@ -65,10 +73,10 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int] | None, folder: Path) -> 
             raise ClaimError(f"{claim.path}{f', {name}' if name else ''}: {whole['error']}")
         for seed in seeds if seeds is not None else claim.plan.seeds:
             identity = {**whole, "call": claim.plan.call, "seed": seed, "version": claim.version}
-            if claim.plan.read:
-                identity |= {"seeded": request["seeded"], "read": request["read"]}
-            key = fingerprint(identity)
-            where = folder / claim.path / "-".join(filter(None, (_slug(name), f"seed{seed}", key[:8])))
+            if claim.plan.call is None:
+                identity["seeded"] = request["seeded"]
+            # by paper: claims that ask for the same training share it
+            where = folder / claim.paper / "runs" / f"{_kind(claim)}-seed{seed}-{fingerprint(identity)[:8]}"
             runs = len(claim.plan.arms) * len(claim.plan.seeds)
             run = Run(where, {**request, "seed": seed}, identity, weight=60 * claim.minutes / runs)
             planned.append(Planned(claim, name, seed, run))
@@ -81,17 +89,15 @@ def _request(claim: Claim, arm: str) -> dict[str, Any]:
     values = {**chosen.shared, **chosen.arms[arm]}
     if chosen.call is not None:
         return {"call": chosen.call, "set": values}
-    read = {name: [reading.metric, reading.at] for name, reading in chosen.read.items()}
-    return {"configs": list(chosen.configs), "set": values, "seeded": list(chosen.seeded), "read": read}
+    return {"configs": list(chosen.configs), "set": values, "seeded": list(chosen.seeded)}
 
 
 def _resolve(requests: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What each request is made of, with all defaults; kept as long as neither our code nor a version changes."""
-    asked = [{key: value for key, value in request.items() if key != "read"} for request in requests]
-    identity = {"resolve": asked, "code": code(), "versions": versions()}
-    run = Run(folder / ".resolved" / fingerprint(identity), {"resolve": asked}, identity)
+    identity = {"resolve": list(requests), "code": code(), "versions": versions()}
+    run = Run(folder / ".resolved" / fingerprint(identity), {"resolve": list(requests)}, identity)
     failed: list[str] = []
-    run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None)
+    run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None, PRELOAD)
     answer = run.answer()
     if answer is None:
         raise ClaimError(f"the configurations of the claims cannot be read: {failed[0]}")
@@ -112,5 +118,30 @@ def versions() -> Mapping[str, str]:
     return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in VERSIONS}}
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "_", name).strip("_")[:40]
+def _kind(claim: Claim) -> str:
+    """The configuration or function, for the eye: what tells runs apart is their fingerprint."""
+    return (claim.plan.call or "-".join(claim.plan.configs)).rpartition("." if claim.plan.call else "/")[2]
+
+
+def read_metrics(path: Path, readings: Mapping[str, Reading]) -> dict[str, Any]:
+    """Values of a run's ``metrics.csv``.
+
+    Args:
+        path: of the file.
+        readings: what to read, by the name of the value.
+
+    Raises:
+        RuleError: a key was never logged.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = {}
+    for name, reading in readings.items():
+        metric, at = reading.metric, reading.at
+        logged = [float(row[metric]) for row in rows if row.get(metric)]
+        if not logged:
+            known = ", ".join(sorted({key for row in rows for key, cell in row.items() if cell}))
+            raise RuleError(f"runs.read.{name}: {metric!r} was never logged; logged were {known}")
+        pick: dict[str, Any] = {"last": logged[-1], "first": logged[0], "min": min(logged), "max": max(logged)}
+        values[name] = logged if at == "all" else pick[at]
+    return values

@@ -113,14 +113,16 @@ def _bare(text: str) -> str:
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as tables have them: two digits of the deviation, at most four of the mean.
 
-    >>> spread([1.0, 2.0, 3.0]), spread([0.0123, 0.0134]), spread([2.0]), spread([5e-9, 6e-9])
+    Where all values are equal there is no deviation to show.
+
+    >>> spread([1.0, 2.0, 3.0]), spread([0.0123, 0.0134]), spread([2.0, 2.0]), spread([5e-9, 6e-9])
     ('2.0 ± 1.0', '.01285 ± .00078', '2', '5.50e-09 ± 7.07e-10')
     """
     mean = statistics.fmean(values)
-    if len(values) < 2 or not math.isfinite(mean):
+    if not math.isfinite(mean) or min(values) == max(values):
         return number(mean)
     deviation = statistics.stdev(values)
-    if mean == 0 or deviation == 0 or not 1e-3 <= abs(mean) < 1e5:
+    if mean == 0 or not 1e-3 <= abs(mean) < 1e5:
         return f"{number(mean)} ± {number(deviation)}"
     places = max(0, min(1 - math.floor(math.log10(deviation)), 3 - math.floor(math.log10(abs(mean)))))
     rounded = f"{deviation:.{places}f}"

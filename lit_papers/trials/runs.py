@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_papers.trials.fingerprint import fingerprint
-from lit_papers.trials.processes import Process, ending, undisturbed
+from lit_papers.trials.processes import Call, ending, undisturbed
 
 REQUEST, ANSWER, LOG = "request.json", "answer.json", "log.txt"
 
@@ -60,28 +60,35 @@ def write_answer(folder: Path, values: dict[str, Any]) -> None:
     part.replace(folder / ANSWER)
 
 
-def run_all(module: str, runs: Sequence[Run], jobs: int, on_finish: Callable[[Run, str | None], None]) -> None:
+def run_all(
+    module: str,
+    runs: Sequence[Run],
+    jobs: int,
+    on_finish: Callable[[Run, str | None], None],
+    preload: Sequence[str] = (),
+) -> None:
     """Run what has not finished yet, some side by side, in order.
 
-    Each process is ``python -m <module> <folder>``; it reads ``request.json`` there, calls `end_with_parent`, and
-    leaves its values with `write_answer`. It has one thread unless ``$OMP_NUM_THREADS`` says otherwise, so that numbers
-    and seconds do not depend on ``jobs``.
+    Each calls ``main(folder)`` of the module, in a process of its own; it reads ``request.json`` there and leaves its
+    values with `write_answer`. It has one thread unless ``$OMP_NUM_THREADS`` says otherwise, so that numbers and
+    seconds do not depend on ``jobs``.
 
     Args:
-        module: what a process runs.
-        runs: all of them.
+        module: what a process runs; its ``main`` returns the exit status.
+        runs: all of them; those of one folder are the same run.
         jobs: how many run side by side.
         on_finish: called with each run that has ended now, and the reason if it failed.
+        preload: modules that are imported once for all runs.
 
     Raises:
         KeyboardInterrupt: passed on when all processes are gone.
     """
-    waiting = [run for run in runs if run.answer() is None]
-    running: list[tuple[Run, Process]] = []
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    waiting = list({run.folder: run for run in runs if run.answer() is None}.values())
+    running: list[tuple[Run, Call]] = []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         while waiting or running:
-            for pair in [pair for pair in running if pair[1].popen.poll() is not None]:
+            for pair in [pair for pair in running if pair[1].status is not None]:
                 with undisturbed():
                     running.remove(pair)
                     reason = _finish(*pair)
@@ -92,8 +99,7 @@ def run_all(module: str, runs: Sequence[Run], jobs: int, on_finish: Callable[[Ru
                     run.folder.mkdir(parents=True, exist_ok=True)
                     (run.folder / ANSWER).unlink(missing_ok=True)
                     (run.folder / REQUEST).write_text(json.dumps(run.request))
-                    started = Process.start([module, str(run.folder)], run.folder / LOG, environment=environment)
-                    running.append((run, started))
+                    running.append((run, Call(module, run.folder, run.folder / LOG, preload)))
             if running:
                 time.sleep(0.1)
     finally:
@@ -102,13 +108,13 @@ def run_all(module: str, runs: Sequence[Run], jobs: int, on_finish: Callable[[Ru
                 running.clear()
 
 
-def _finish(run: Run, process: Process) -> str | None:
+def _finish(run: Run, process: Call) -> str | None:
     """Seal the answer of a run with its fingerprint; the reason if there is none."""
     process.close()
     if process.killed_by is not None:
         return f"ended by {process.killed_by.name} (what it printed: {process.log})"
-    if process.popen.returncode != 0:
-        return f"exit status {process.popen.returncode}: {process.last_line()} (all of it: {process.log})"
+    if process.status != 0:
+        return f"exit status {process.status}: {process.last_line()} (all of it: {process.log})"
     try:
         values = json.loads((run.folder / ANSWER).read_text())
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lit_papers.trials.processes import Process, ending, undisturbed
+from lit_papers.trials.processes import Command, ending, undisturbed
 from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
 from lit_papers.tuning.storage import HEARTBEAT, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
@@ -47,7 +47,7 @@ class Running:
     """A trial under way."""
 
     trial: Trial
-    process: Process
+    process: Command
 
 
 def distributions(space: Mapping[str, Choice | Range]) -> dict[str, BaseDistribution]:
@@ -174,7 +174,7 @@ class Search:
             self._enqueue_grid()
         try:
             while True:
-                for running in [job for job in self.running if job.process.popen.poll() is not None]:
+                for running in [job for job in self.running if job.process.status is not None]:
                     with undisturbed():
                         self.running.remove(running)
                         ended = self._finish(running)
@@ -276,20 +276,15 @@ class Search:
         environment = {**os.environ, **self.sweep.environment, **assignment.to_environment()}
         if jobs > 1:  # each with all cores would be slower than one after the other
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-        process = Process.start(
-            ["lit_papers.tuning.trial", *words],
-            self.folder / f"{name}.log",
-            flags=self.sweep.flags,
-            environment=environment,
-        )
-        return Running(trial, process)
+        log = self.folder / f"{name}.log"
+        return Running(trial, Command(["lit_papers.tuning.trial", *words], log, self.sweep.flags, environment))
 
     def _finish(self, running: Running) -> FrozenTrial:
         """Tell the study how a trial ended; one that somebody killed is queued again."""
         process = running.process
         process.close()
         frozen = self._frozen(running.trial)
-        attributes, status = frozen.user_attrs, process.popen.returncode
+        attributes, status = frozen.user_attrs, process.status
         value = attributes.get(VALUE)
         killed_by = process.killed_by
         attempt = attributes.get(ATTEMPT, 1)

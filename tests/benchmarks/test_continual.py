@@ -21,7 +21,7 @@ from lit_papers.continual.buffer import ReservoirBuffer
 from lit_papers.continual.knn import knn_scores
 from lit_papers.continual.methods import LUMP, Finetune, Step
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]  # where others load the machine
 ROUNDS, WARM_UP = 9, 2
 
 

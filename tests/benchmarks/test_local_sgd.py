@@ -26,7 +26,7 @@ from tests.local_sgd.test_strategy_failures import end_group, environment
 
 pytestmark = pytest.mark.benchmark
 
-STEPS, BATCH, WIDTH, REPETITIONS = 64, 16, 1792, 5
+STEPS, BATCH, WIDTH, REPETITIONS = 32, 16, 1792, 4
 INTERVALS = (1, 8, 32)
 WATCHED = "with ConsensusDistance"
 

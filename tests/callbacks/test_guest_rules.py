@@ -32,8 +32,9 @@ GUESTS: dict[str, guest.MakeCallbacks] = {
     ],
     "both": lambda: [CentralPath(classifier="head", epochs=2), NeuralCollapse(classifier="head", epochs=[1, 3, 4])],
 }
-# by tests of their own, as the stranger's project needs a certain strategy, certain layers, or tasks for them
-TESTED_ELSEWHERE = {"ConsensusDistance", "ConvexGap", "Forgetting", "SeparationPower", "StrideComplexity"}
+# by tests of their own, as the stranger's project needs a certain strategy, certain layers, or tasks for them, or as
+# it keeps a page and no history
+TESTED_ELSEWHERE = {"ConsensusDistance", "ConvexGap", "Diagnosis", "Forgetting", "SeparationPower", "StrideComplexity"}
 pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
 
 SETTINGS: dict[str, dict[str, Any]] = {

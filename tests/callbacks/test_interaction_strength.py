@@ -79,10 +79,22 @@ def test_it_records_what_the_estimator_finds_of_the_same_samples() -> None:
         **{f"interactions/J/m{m}": j for m, j in enumerate(last["relative_strength"])},
         **{f"interactions/S/m{m}": s for m, s in enumerate(last["strength"])},
         "interactions/J_centroid": sum(m * j for m, j in enumerate(last["relative_strength"])) / 4 / 3,
+        "interactions/J_middle": sum(last["relative_strength"][1:3]) / 2,
+        "interactions/J_centroid_error": centroid_error(result.interactions.abs().mean(dim=1)),
         "interactions/n_forwards": 9 * 2**FEATURES,
         "interactions/n_samples": 9,
     }
     assert logged == pytest.approx(expected, rel=1e-6)
+
+
+def centroid_error(strengths: torch.Tensor) -> float:
+    """Jackknife over the samples, of strengths ``(B, M)`` that are exact."""
+    centroids = []
+    for left_out in range(len(strengths)):
+        mean = strengths[[place for place in range(len(strengths)) if place != left_out]].mean(0)
+        centroids.append(sum(m * float(each) for m, each in enumerate(mean)) / float(mean.sum()) / 3)
+    middle = sum(centroids) / len(centroids)
+    return ((len(centroids) - 1) / len(centroids) * sum((each - middle) ** 2 for each in centroids)) ** 0.5
 
 
 def test_the_control_is_the_untrained_network_with_all_samples() -> None:

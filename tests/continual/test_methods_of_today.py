@@ -14,6 +14,7 @@ from lit_papers.continual.methods import (
     EWC,
     CaSSLe,
     DERpp,
+    Finetune,
     ICaRL,
     LwF,
     Step,
@@ -271,3 +272,9 @@ def test_bad_arguments() -> None:
     for kind, arguments in wrong:
         with pytest.raises(ValueError, match=next(iter(arguments)).replace("buffer_size", "buffer")):
             kind(**arguments)
+
+
+@pytest.mark.parametrize("old", ["keep", "samples_per_task"])
+def test_a_hook_under_an_old_name_is_told_the_new_one(old: str) -> None:
+    with pytest.raises(TypeError, match=rf"Mine.{old} is not called any more: it is .*look_back\(learner, task\)"):
+        type("Mine", (Finetune,), {old: lambda self, *_: None})

@@ -1,4 +1,4 @@
-"""Through the command line: shipped streams, resuming one, methods by name, and the table of an experiment."""
+"""Through the command line: shipped streams, resuming one, and methods by name."""
 
 import csv
 import sys
@@ -11,8 +11,6 @@ import yaml
 
 from lit_papers import catalog
 from lit_papers.cli import main
-from lit_papers.continual.experiment import arguments_of
-from lit_papers.continual.experiment import main as experiment
 from lit_papers.locations import MissingDataError, find_data
 
 CONFIGS = [name for name in catalog.config_names() if name.startswith("continual/")]
@@ -113,32 +111,6 @@ def test_missing_data_are_one_clear_error(tmp_path: Path, capsys: pytest.Capture
         assert str(tmp_path / "none") in capsys.readouterr().err
 
 
-def test_an_experiment_makes_a_table_and_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn")
-    arguments = ["--config", "continual/digits", "--methods", "Finetune", "DER:alpha=0.1", "Multitask", "--seeds", "0",
-                 "--ood", "digits", "--out", "out", "--", "--data.epochs_per_task=1",
-                 "--trainer.check_val_every_n_epoch=1"]  # fmt: skip
-    assert experiment(arguments) == 0
-    text = (tmp_path / "out/table.md").read_text()
-    assert "| DER:alpha=0.1 | 1 |" in text
-    assert "KNN on digits" in text
-    assert (tmp_path / "out/comparison.png").is_file()
-    assert (tmp_path / "out/DER_alpha=0.1_0/forgetting.png").is_file()
-    begin = time.perf_counter()
-    assert experiment(arguments) == 0
-    assert time.perf_counter() - begin < 5
-    assert (tmp_path / "out/table.md").read_text() == text
-    capsys.readouterr()
-    renamed = ["--config", "continual/split_fashion_mnist", *arguments[2:]]
-    for others in ([*arguments[:-2], "--data.epochs_per_task=2"], renamed):
-        assert experiment(others) == 1  # never another run's number
-        assert "holds a run of other settings (continual/digits" in capsys.readouterr().err
-    assert experiment(["--config", "continual/split_cifar100", "--out", "none", "--seeds", "0"]) == 1
-    assert "CIFAR100 was not found" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="Finetune, SI, PNN"):
-        arguments_of("Other")
-
-
 @pytest.mark.slow
 def test_labels_are_forgotten_without_replay(tmp_path: Path) -> None:
     """At the sizes of `continual/split_fashion_mnist_supervised`: chance for all tasks but the last, or not."""
@@ -146,13 +118,17 @@ def test_labels_are_forgotten_without_replay(tmp_path: Path) -> None:
         find_data("FashionMNIST")
     except MissingDataError as error:
         pytest.skip(str(error))
-    import json
-
-    methods = ["Finetune", "DER:alpha=0.5", "AGEM"]
-    assert experiment(["--config", "continual/split_fashion_mnist_supervised", "--methods", *methods, "--seeds", "0",
-                       "1", "--out", "out"]) == 0  # fmt: skip
-    found = [json.loads(path.read_text()) for path in tmp_path.glob("out/*/outcome.json")]
-    accuracy = {method: [o["accuracy"] for o in found if o["method"] == method] for method in methods}
+    accuracy: dict[str, list[float]] = {}
+    for seed in (0, 1):
+        for method in ("Finetune", "DER", "AGEM"):
+            chosen = [f"--model.method=lit_papers.continual.methods.{method}", f"--seed_everything={seed}"]
+            chosen += [f"--model.seed={seed}", f"--data.seed={seed}", f"--trainer.default_root_dir={method}{seed}"]
+            chosen += ["--model.method.alpha=0.5"] if method == "DER" else []
+            assert main(["fit", "--config", "continual/split_fashion_mnist_supervised", *QUIET, *chosen]) == 0
+            (metrics,) = (tmp_path / f"{method}{seed}").rglob("metrics.csv")
+            with metrics.open() as file:
+                rows = [row for row in csv.DictReader(file) if row.get("continual/accuracy")]
+            accuracy.setdefault(method, []).append(float(rows[-1]["continual/accuracy"]))
     assert max(accuracy["Finetune"]) <= 0.25
-    assert min(accuracy["DER:alpha=0.5"]) >= 0.55
+    assert min(accuracy["DER"]) >= 0.55
     assert min(accuracy["AGEM"]) >= max(accuracy["Finetune"]) + 0.05

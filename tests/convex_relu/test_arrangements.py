@@ -104,10 +104,10 @@ def test_the_largest_of_our_promises() -> None:
 
 def test_hopeless_sizes_are_refused_at_once() -> None:
     x = torch.randn(5000, 50)
-    start = time.perf_counter()
+    start = time.process_time()  # the machine may be busy, and a busy one computes more slowly
     with pytest.raises(TooManyPatternsError, match="sample_arrangements") as refusal:
         enumerate_arrangements(x)
-    assert time.perf_counter() - start < 0.5  # of which nearly all is the rank; the bound itself takes nothing
+    assert time.process_time() - start < 2  # of which nearly all is the rank; the bound itself takes nothing
     assert refusal.value.bound == arrangement_bound(5000, 50)
     assert refusal.value.limit == 50_000
     with pytest.raises(TooManyPatternsError, match=r"up to 92 .*max_patterns=91"):
@@ -117,10 +117,10 @@ def test_hopeless_sizes_are_refused_at_once() -> None:
 def test_refusal_of_a_usual_size_takes_no_time() -> None:
     x = normal(455, 31)
     enumerate_arrangements(x[:3])
-    start = time.process_time()  # the machine may be busy
+    start = time.process_time()
     with pytest.raises(TooManyPatternsError):
         enumerate_arrangements(x)
-    assert time.process_time() - start < 0.1
+    assert time.process_time() - start < 1  # enumerating would take years
 
 
 def test_sampling_is_a_subset_and_says_so() -> None:

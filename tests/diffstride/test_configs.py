@@ -1,4 +1,4 @@
-"""Every configuration builds its network, for each kind of pooling; the experiment runs, resumes and reports."""
+"""Every configuration builds its network, for each kind of pooling, and runs from the command line."""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,10 @@ import yaml
 from lit_papers import catalog
 from lit_papers.callbacks import StrideComplexity
 from lit_papers.cli import main
-from lit_papers.diffstride import StridedClassifier, experiment
+from lit_papers.diffstride import StridedClassifier
 from lit_papers.lightning_cli import PapersCLI
 
 NAMES = [name for name in catalog.config_names() if name.startswith("diffstride/")]
-SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_test_batches=1"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,44 +61,6 @@ def test_digits_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (after["epoch"], after["global_step"]) == (2, 60)
     history = after["callbacks"]["StrideComplexity{'name': 'diffstride'}"]["history"]
     assert [entry["step"] for entry in history] == list(range(0, 60, 10))
-
-
-def test_a_grid_runs_once_and_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--strides", "1,1,2,1", "--weights", "0", "0.5", "--seeds", "0", "--jobs", "2", "--out", "grid"]
-    arguments += ["--pooling", "strided", "diffstride", "--", *SHORT]
-    experiment.main(arguments)
-    printed = capsys.readouterr().out
-    rows = [line.split("|") for line in printed.splitlines() if line.startswith("| (1")]
-    assert [(row[2].strip(), row[3].strip()) for row in rows] == [
-        ("strided", ""),
-        ("diffstride", "0"),
-        ("diffstride", "0.5"),
-    ]
-    strided, free, _ = ([float(row[column]) for column in (5, 6)] for row in rows)
-    assert strided[0] == strided[1]
-    assert free[0] < 2 * strided[0]  # the map sizes of spectral pooling; at equal strides it is four times as much
-    assert Path("grid/accuracy_against_cost.png").stat().st_size > 10_000
-    kept = Path("grid/results.jsonl").read_text()
-    experiment.main(arguments)
-    assert Path("grid/results.jsonl").read_text() == kept
-    assert capsys.readouterr().out.count("| (1") == 3
-
-
-def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
-    cells = experiment.grid("diffstride/digits", ["strided"], ["1,1,1.5,2"], [0.0], [0], SHORT)
-    with pytest.raises(RuntimeError, match=r"1 of 1 runs failed(.|\n)*strides=\[1,1,1.5,2\](.|\n)*see .*\.log"):
-        experiment.run(cells, tmp_path / "grid", jobs=1)
-    (log,) = (tmp_path / "grid/logs").glob("*.log")
-    assert "must be integers with pooling='strided'" in log.read_text()
-
-
-def test_spread_over_seeds() -> None:
-    def outcome(seed: int, accuracy: float) -> experiment.Outcome:
-        cell = experiment.Cell("diffstride/digits", "diffstride", "1,1,2,2", 0.0, seed)
-        return experiment.Outcome(cell, accuracy, 0.002, 0.001 * seed, [[2.0, 2.0]], 3, 60.0)
-
-    lines = experiment.table([outcome(1, 0.9), outcome(2, 0.92)]).splitlines()
-    assert lines[2] == "| (1, 1, 2, 2) | diffstride | 0 | 91.00 ± 1.41 (2) | 2.00 | 1.50 | 1.0 |"
 
 
 def test_overlays_change_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:

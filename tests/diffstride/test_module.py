@@ -129,7 +129,7 @@ def test_a_run_moves_strides_keeps_them_above_their_bound_and_logs() -> None:
     run.fit(module, loader(), loader())
     assert any(not torch.equal(layer.strides, old) for layer, old in zip(module.stride_layers, before, strict=True))
     assert (module.model.stem_pool.strides >= 12 / 11 - 1e-6).all()  # n/(n - R)
-    keys = {"train/loss", "train/accuracy", "train/complexity", "val/loss", "val/accuracy"}
+    keys = {"train/loss", "train/accuracy", "train/complexity", "val/loss", "val/accuracy", "val/gmacs"}
     assert keys <= set(run.callback_metrics)
     run.test(module, loader(), verbose=False)
     assert {"test/loss", "test/accuracy"} <= set(run.callback_metrics)

@@ -116,6 +116,7 @@ def test_networks_for_sounds(pooling: Any) -> None:
     options: dict[str, Any] = {"pooling": pooling, "smoothness": 2}
     for network in (
         AudioCNN(10, sample_rate=8000, widths=(4, 8), strides=((2, 1), 3), **options),
+        AudioCNN(10, sample_rate=8000, widths=(4, 8), strides=((2, 1), 3), cells=(2, 8), **options),
         WaveformCNN(10, widths=(4, 8), strides=(8, 4), **options),
     ):
         wave = torch.randn(2, 4000)
@@ -129,6 +130,23 @@ def test_networks_for_sounds(pooling: Any) -> None:
             assert network(wave).isfinite().all()
         with pytest.raises(ValueError, match=r"\(N, T\) or \(N, 1, T\), got \(2, 3, 9\)"):
             network(torch.zeros(2, 3, 9))
+
+
+def test_cells_tell_what_came_first_at_any_size_of_the_map() -> None:
+    pytest.importorskip("torchaudio")
+    wave = torch.cat([torch.randn(1, 3000), torch.zeros(1, 3000)], 1)
+    both = torch.cat([wave, wave.flip(1)])
+    for stride in (1.5, 3.0):
+        mean, apart = (
+            AudioCNN(10, sample_rate=8000, widths=(4,), strides=(stride,), smoothness=2, cells=cells).eval()
+            for cells in ((1, 1), (1, 4))
+        )
+        for network, differs in ((mean, False), (apart, True)):
+            network.fc.weight.data.fill_(0.1)[:, 2::4] = -0.1 if differs else 0.1
+            first, second = network(both)[:, 0].tolist()
+            assert (abs(first - second) > 0.2) == differs
+    with pytest.raises(ValueError, match=r"`cells` must be two numbers \(mel, time\)"):
+        AudioCNN(10, cells=(0, 4))
 
 
 @pytest.mark.filterwarnings("error")

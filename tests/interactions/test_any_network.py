@@ -247,6 +247,21 @@ def test_a_budget_of_seconds_is_kept() -> None:
         MultiOrderInteraction(model, PatchGrid(10), seconds=1)(image, torch.tensor([0]), partial="x.pt")
 
 
+@pytest.mark.slow
+def test_a_large_image_network_in_a_minute() -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    image, label = torch.randn(1, 3, 224, 224), torch.tensor([7])
+    estimate = MultiOrderInteraction(models.resnet18(), PatchGrid(14), seconds=60)
+    begin = time.perf_counter()
+    with pytest.warns(UserWarning, match=r"`seconds`=60 is enough for \d+ pairs with \d+ contexts") as told:
+        found = estimate(image, label)
+    seconds = time.perf_counter() - begin
+    print(f"\n{seconds:.0f} s, {found.n_forwards} masked inputs; {told[0].message}")
+    print(f"orders {found.orders}, resolved {found.curve.resolved.tolist()}")
+    assert seconds < 90, "on a machine with other work too"
+
+
 @pytest.mark.parametrize("change", ["value_fn", "groups", "activation", "baseline", "respond", "weights"])
 def test_a_partial_file_knows_what_a_call_does(change: str, tmp_path: Any) -> None:
     """By values of a few coalitions: settings that look alike may behave differently."""

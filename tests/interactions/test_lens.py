@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_papers.interactions.lens import InteractionLens
 from lit_papers.interactions.players import FeaturePlayers
-from lit_papers.lens import Subject
+from lit_papers.lens import NotApplicable, Subject
 
 N = 12
 
@@ -61,3 +62,33 @@ def test_what_noise_hides_is_not_a_number() -> None:
     )
     assert all(value != value for value in (*found["strength"], *found["relative_strength"], found["J/m5"]))
     assert found["strength_high"][0] > 0, "what it may be at most"
+
+
+class SeveralOutputs(LightningModule):
+    """Logits behind an embedding of the same shape; only the step tells which is which."""
+
+    def __init__(self, as_dict: bool) -> None:
+        super().__init__()
+        self.embed, self.head, self.as_dict = nn.Linear(N, 5), nn.Linear(5, 5), as_dict
+
+    def forward(self, x: Tensor) -> Any:
+        embedding = self.embed(x)
+        logits = self.head(embedding.tanh())
+        return {"embedding": embedding, "scores": logits} if self.as_dict else (embedding, logits)
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        returned = self(batch[0])
+        self.log("loss", nn.functional.cross_entropy(returned["scores"] if self.as_dict else returned[1], batch[1]))
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_of_several_outputs_the_logits_are_those_of_the_step(as_dict: bool) -> None:
+    torch.manual_seed(0)
+    module, data = SeveralOutputs(as_dict), loader(torch.arange(20) % 5, batch_size=20)
+    options: dict[str, Any] = {"n_samples": 5, "only_correct": False, "pairs": "all", "method": "exact"}
+    logits = nn.Sequential(module.embed, nn.Tanh(), module.head)
+    expected = InteractionLens(FeaturePlayers(N), **options)(logits, data)
+    assert InteractionLens(FeaturePlayers(N), **options)(module, data)["strength"] == expected["strength"]
+    module.validation_step = lambda batch, batch_index: None  # type: ignore[method-assign]
+    with pytest.raises(NotApplicable, match=r"2 tensors that could be logits.*: pass `respond`"):
+        InteractionLens(FeaturePlayers(N), **options)(module, data)

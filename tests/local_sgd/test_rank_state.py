@@ -191,6 +191,23 @@ def _kept(states: Any) -> Path:
     return Path("states.pt")
 
 
+def test_a_forked_rank_does_not_wait_for_threads_lost_in_the_fork(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (torch.ones(2000, 2000) * 2).sum()  # starts OpenMP's threads in this process
+
+        class Large(Classifier):
+            def training_step(self, batch: Any, batch_index: int) -> Tensor:
+                (torch.ones(2000, 2000) * 2).sum()
+                return super().training_step(batch, batch_index)
+
+        (rank,) = fit(Large(), local_sgd(sync_every=3), processes=1)
+    finally:
+        torch.set_num_threads(before)
+    assert rank["weights"]
+
+
 def test_one_process_keeps_its_random_streams(tmp_path: Path) -> None:
     class Drops(Classifier):
         seeds = iter((1, 2))

@@ -150,7 +150,7 @@ class Finds(Classifier):
 
     def on_train_start(self) -> None:
         strategy = self.trainer.strategy
-        self.notes["began"] = (strategy.local_step, strategy.since_sync, strategy._stepped)
+        self.notes["began"] = (strategy.local_step, strategy.since_sync, strategy._fit.driver.stepped)
 
 
 @pytest.mark.filterwarnings("ignore")

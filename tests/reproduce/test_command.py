@@ -1,6 +1,6 @@
 """The command survives failures, Ctrl-C and being killed; runs once what is asked for, and anew what has changed.
 
-Runs are played by a small script in place of the interpreter; real ones are in test_shipped_claims.py.
+Runs are played by a small module; real ones are in test_real_runs.py.
 """
 
 from __future__ import annotations
@@ -20,50 +20,48 @@ import yaml
 
 from lit_papers import catalog
 from lit_papers.cli import main
+from lit_papers.reproduce import command, tables
+from lit_papers.reproduce import plan as plan_module
 from lit_papers.reproduce import results as results_module
 from lit_papers.trials.runs import alone_in
 from tests.processes import end_group, started, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 ACTOR = """\
-#!{python}
-# Plays `python -m lit_papers.reproduce.one_run FOLDER`: x is what the run does.
+# Plays `lit_papers.reproduce.one_run`: x is what the run does.
 import json, os, subprocess, sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from lit_papers.trials.processes import end_with_parent
 from lit_papers.trials.runs import REQUEST, write_answer
-end_with_parent()
-folder = Path(sys.argv[-1])
-request = json.loads((folder / REQUEST).read_text())
-if "resolve" in request:
-    write_answer(folder, {{"resolved": [
-        {{"error": "no such key"}} if "wrong" in each["set"].values() else {{"arguments": each["set"]}}
-        for each in request["resolve"]]}})
-    sys.exit()
-x = request["set"]["x"]
-with open("started", "a") as begun:
-    begun.write(f"{{os.getpid()}} {{x}} {{request['seed']}}\\n")
-if x == "fails":
-    sys.exit("ValueError: no such luck")
-if x == "sleeps" and not os.path.exists("awake"):
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    time.sleep(600)
-if x != "silent":
-    number = float(x) if isinstance(x, (int, float)) else 1.0
-    write_answer(folder, {{"score": number + request["seed"] / 100, "seconds": 1.0}})
+def main(folder):
+    request = json.loads((folder / REQUEST).read_text())
+    if "resolve" in request:
+        write_answer(folder, {"resolved": [
+            {"error": "no such key"} if "wrong" in each["set"].values() else {"arguments": each["set"]}
+            for each in request["resolve"]]})
+        return 0
+    x = request["set"]["x"]
+    with open("started", "a") as begun:
+        begun.write(f"{os.getpid()} {x} {request['seed']}\\n")
+    if x == "fails":
+        raise ValueError("no such luck")
+    if x == "sleeps" and not os.path.exists("awake"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        time.sleep(600)
+    if x != "silent":
+        number = float(x) if isinstance(x, (int, float)) else 1.0
+        write_answer(folder, {"score": number + request["seed"] / 100, "seconds": 1.0})
+    return 0
 """
 
 
 @pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    actor = tmp_path / "actor.py"
-    actor.write_text(ACTOR.format(python=sys.executable, root=str(ROOT)))
-    actor.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(actor))
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "actor_of_runs.py").write_text(ACTOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plan_module, "MODULE", "actor_of_runs")
+    monkeypatch.setattr(plan_module, "PRELOAD", ())
     monkeypatch.setattr(catalog, "CONFIG_FOLDER", tmp_path / "configs")
     monkeypatch.setattr(results_module, "ROOMS", tmp_path / "rooms")
-    yield actor
+    yield
     for group in groups(tmp_path):
         end_group(group)
 
@@ -171,18 +169,20 @@ def test_what_needs_more_than_is_here(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_and_started_again(how: signal.Signals, play: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("play")
+def test_killed_in_the_middle_and_started_again(how: signal.Signals, tmp_path: Path) -> None:
     write(tmp_path, 3, "sleeps", 5)
     code = f"""
-import sys; sys.executable = {str(play)!r}
+import sys
 from pathlib import Path
+sys.path.insert(0, {str(tmp_path)!r})
+from lit_papers.reproduce import plan; plan.MODULE = "actor_of_runs"; plan.PRELOAD = ()
 from lit_papers import catalog; catalog.CONFIG_FOLDER = Path({str(tmp_path / "configs")!r})
 from lit_papers.reproduce import results; results.ROOMS = Path({str(tmp_path / "rooms")!r})
 from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))
 """
-    python = play.read_text().splitlines()[0].removeprefix("#!")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with started([python, "-c", code, "reproduce", "--jobs", "2"], cwd=tmp_path, env=environment) as process:
+    with started([sys.executable, "-c", code, "reproduce", "--jobs", "2"], cwd=tmp_path, env=environment) as process:
         end = time.monotonic() + 120
         while sum("sleeps" in line for line in begun(tmp_path)) < 2:
             assert process.poll() is None, process.stdout.read()  # type: ignore[union-attr]
@@ -218,6 +218,47 @@ def test_unequal_cost_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     out = capfd.readouterr().out
     assert "| arm | score [points] | CPU time [s] | seeds |" in out
     assert "At unequal cost: x 5 costs 1.7 times the score [points] of x 3." in out
+
+
+@pytest.mark.usefixtures("play")
+def test_what_is_written_into_a_checkout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 3, 5)
+    assert main(["reproduce", "--write"]) == 2
+    assert "this is an installed package" in capfd.readouterr().err
+    rooms = tmp_path / "checkout/lit_papers"
+    for module in (results_module, command, tables):
+        monkeypatch.setattr(module, "ROOMS", rooms)
+    (rooms / "played").mkdir(parents=True)
+    (rooms.parent / "pyproject.toml").touch()
+    top, room = rooms.parent / "README.md", rooms / "played/README.md"
+    top.write_text("# All\n<!-- reproduce: all -->\nold\n<!-- /reproduce -->\nend\n")
+    room.write_text("<!-- reproduce: played/score -->\n<!-- /reproduce -->\n")
+    assert main(["reproduce", "--write"]) == 0
+    out = capfd.readouterr().out
+    assert "written" in out
+    assert "| Scores are positive. (section 1) | **holds** |" in top.read_text()
+    assert "old" not in top.read_text()
+    assert top.read_text().endswith("<!-- /reproduce -->\nend\n")
+    assert "| x 5 | 5.005 ± .007 | 1 | 2 |" in room.read_text()
+    kept = rooms / "played/results/score.json"
+    before = kept.read_text()
+    assert json.loads(before)["runs"][0]["values"] == {"score": 3.0}
+    # a second call changes nothing; a number that somebody has changed is put right
+    assert main(["reproduce", "--write"]) == 0
+    assert "written" not in capfd.readouterr().out
+    assert kept.read_text() == before
+    room.write_text(room.read_text().replace("5.005", "5.500"))
+    assert tables.rewritten(room.read_text()) != room.read_text()
+    assert main(["reproduce", "--write"]) == 0
+    assert "5.500" not in room.read_text()
+    # the results of a claim that has changed are told apart
+    assert main(["reproduce", "--list"]) == 0
+    assert "changed since" not in capfd.readouterr().out
+    write(tmp_path, 3, 5, version=2)
+    assert main(["reproduce", "--list"]) == 0
+    assert "holds (as it was; changed since)" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -268,3 +309,4 @@ def test_listing_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "neural_collapse/emergence" in done.stdout
+    assert "expressiveness/bounds" in done.stdout

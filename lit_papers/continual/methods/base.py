@@ -72,11 +72,23 @@ class Learner(Protocol):
         """All parameters that are trained."""
 
 
+_RENAMED = {"keep": "look_back(learner, task)", "samples_per_task": "task.sample(count) in look_back(learner, task)"}
+
+
 class Method(nn.Module):
     """Base of the methods; as it stands it trains on and on, which is what `Finetune` does.
 
     All that a method must remember travels in its ``state_dict``.
+
+    Raises:
+        TypeError: a subclass has a hook under an old name, which nobody would call.
     """
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        for old, new in _RENAMED.items():
+            if old in vars(cls):
+                raise TypeError(f"{cls.__name__}.{old} is not called any more: it is {new} now")
 
     needs_labels = False
     needs_no_labels = False

@@ -21,7 +21,7 @@ class EWC(Method):
     network predicts, not the squared gradients of the labels; see `fisher_diagonal`. It needs labels.
 
     Args:
-        strength: lambda, >= 0; 20 is Buzzega et al.'s (2020) for split CIFAR-10, which has no half.
+        strength: lambda, >= 0; 20 is Buzzega et al.'s (2020) 10 for split CIFAR-10, whose penalty has no half.
         decay: gamma, in [0, 1]; theirs.
         images: of each task, at random, from which the information is computed; at least 1, on all processes together.
 

@@ -161,7 +161,7 @@ class DERpp(DER):
     2020, eq. 7). It needs labels.
 
     Args:
-        alpha: weight of the distance of logits, > 0; the authors' 0.1 for split CIFAR-10 and 200 images.
+        alpha: weight of the distance of logits, > 0; the authors' 0.1 for split CIFAR-10 and a memory of 200.
         beta: weight of the replayed labels, > 0; the authors' 0.5.
         buffer_size: images in memory, at least 1.
         seed: of the reservoir.

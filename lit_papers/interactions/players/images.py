@@ -65,10 +65,9 @@ class PatchGrid(Players):
             raise ValueError(
                 f"a grid of {self.rows} x {self.columns} cells does not fit images of {height} x {width} pixels"
             )
-        row = torch.arange(height, device=keep.device) * self.rows // height
-        column = torch.arange(width, device=keep.device) * self.columns // width
-        kept = keep[:, row[:, None] * self.columns + column].unsqueeze(1)  # (B, 1, H, W)
-        return torch.where(kept, x, like(baseline, x))
+        row = torch.arange(height) * self.rows // height
+        column = torch.arange(width) * self.columns // width
+        return _masked(x, keep, row[:, None] * self.columns + column, baseline)
 
     def candidate_pairs(self) -> Tensor:
         """All pairs i < j within ``radius``: int64, ``(Q, 2)``."""
@@ -153,4 +152,9 @@ class SegmentPlayers(Players):
         if x.ndim != 4 or x.shape[-2:] != self.labels.shape:
             size = " x ".join(map(str, self.labels.shape))
             raise ValueError(f"images must have the {size} pixels of `labels`, (B, C, H, W), got {tuple(x.shape)}")
-        return torch.where(keep[:, self.labels.to(keep.device)].unsqueeze(1), x, like(baseline, x))
+        return _masked(x, keep, self.labels, baseline)
+
+
+def _masked(x: Tensor, keep: Tensor, player: Tensor, baseline: float | Tensor) -> Tensor:
+    """Images ``(B, C, H, W)`` in which the pixels of players that are not kept are replaced; ``player`` is (H, W)."""
+    return torch.where(keep[:, player.to(keep.device)].unsqueeze(1), x, like(baseline, x))

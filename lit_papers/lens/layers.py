@@ -11,7 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from lit_papers.lens import NotApplicable, Seen, Subject
+from lit_papers.lens.refusal import NotApplicable
+from lit_papers.lens.routes import Seen
+from lit_papers.lens.subject import Subject
 
 # What passes its input on in evaluation mode, or only changes its shape.
 _UNCHANGING = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd)

@@ -1,0 +1,502 @@
+"""The diagnosis itself: which lenses fit, how thoroughly they look, and looking."""
+
+import io
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from lit_papers.diagnose import figures
+from lit_papers.diagnose.accuracies import accuracy_matrix
+from lit_papers.diagnose.budget import share_out
+from lit_papers.diagnose.checkpoints import Checkpoint, read_checkpoints, weights_of
+from lit_papers.diagnose.control import fresh_weights
+from lit_papers.diagnose.entries import ENTRIES, Data, Entry, Plan
+from lit_papers.diagnose.names import FORGETTING, check_names
+from lit_papers.diagnose.probing import Probe, said_of
+from lit_papers.diagnose.provenance import network_facts, not_finite, provenance
+from lit_papers.diagnose.report import Finding, Report, Shown
+from lit_papers.interactions.players import Players
+from lit_papers.lens import Call, Lens, NotApplicable, Subject, Unpack
+from lit_papers.lens import data as readings
+from lit_papers.lens.streams import streams_kept
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SECONDS_FIGURE = 0.7  # of computing
+_PASS = {"train": "reading the training data", "validation": "reading the validation data"}
+
+
+def diagnose(
+    model: nn.Module,
+    train: Any = None,
+    val: Any = None,
+    *,
+    checkpoints: Sequence[str | Path] = (),
+    lenses: Sequence[str] | None = None,
+    minutes: float = 5.0,
+    trainer: Trainer | None = None,
+    call: Call | None = None,
+    unpack: Unpack | None = None,
+    classifier: str | nn.Module | None = None,
+    players: Players | None = None,
+    pairs: Sequence[Any] | None = None,
+    lam: float | None = None,
+    evaluations: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    title: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Look at a trained network through every lens that fits it.
+
+    The network, its buffers and modes, and all random streams are afterwards bit by bit what they were. What does not
+    fit, or fails, is a section with the reason and never an exception.
+
+    Args:
+        model: any ``nn.Module`` that classifies; of a LightningModule its steps are tried before ``forward``.
+        train: loader of the training data; None takes that of the ``trainer``.
+        val: loader of the validation data; None takes that of the ``trainer``, or measures ``train`` alone.
+        checkpoints: files with weights of this network, of a Trainer or plain ``state_dict``: each is looked at, and
+            the numbers are drawn over their steps. None looks at the weights that the network has.
+        lenses: names of some; None for all.
+        minutes: that it may take, > 0; ``math.inf`` for as long as it takes in full.
+        trainer: that trains the network, where there is one: tells data, precision and weight decay.
+        call: from (module, batch) to (logits, class indices), where it cannot be found.
+        unpack: from a batch to (argument of ``forward``, class indices).
+        classifier: last ``nn.Linear`` or its dotted path, where it cannot be found.
+        players: what is masked for interactions; None goes by the shape of the input.
+        pairs: of graphs, for graph networks; None takes those of networkx' atlas.
+        lam: strength of the L2 term in the loss, for the central path of networks without a ``trainer``.
+        evaluations: loaders by name, for the matrix of accuracies over several checkpoints.
+        seed: of all samples, contexts and directions.
+        title: of the page; None names the network.
+        progress: show a bar, on the first process.
+
+    Returns:
+        The report: ``table()``, ``save(folder)``, ``numbers()``; in a notebook it shows itself.
+
+    Raises:
+        ValueError: a name or number is wrong, or a checkpoint is of another network.
+        TypeError: ``model`` is no ``nn.Module``.
+        OSError: a checkpoint cannot be read.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    chosen = check_names(lenses)
+    moments = read_checkpoints(checkpoints, model) if checkpoints else [_as_it_is(trainer)]
+    begun = time.perf_counter()
+    options = {"call": call, "unpack": unpack, "classifier": classifier}
+    diagnosis = _Diagnosis(model, {"train": train, "validation": val}, moments, options, trainer, seed, 60 * minutes)
+    with streams_kept(), _bar(progress and diagnosis.processes.rank == 0) as step:
+        findings = diagnosis.run(chosen, players, pairs, lam, step)
+        if FORGETTING in chosen:
+            step(FORGETTING, len(findings), len(findings) + 1)
+            findings.append(accuracy_matrix(diagnosis.named_subjects(evaluations), model, moments))
+    return Report(
+        title or f"Diagnosis of {type(model).__name__}",
+        network_facts(model, moments),
+        findings,
+        provenance(diagnosis.loaders(), moments, seed, minutes, time.perf_counter() - begun, diagnosis.device),
+        diagnosis.doubts,
+    )
+
+
+class _Diagnosis:
+    """One network, its data and the moments that are looked at."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaders: dict[Data, Any],
+        moments: list[Checkpoint],
+        options: dict[str, Any],
+        trainer: Trainer | None,
+        seed: int,
+        seconds: float,
+    ) -> None:
+        self.model = model
+        self.moments = moments
+        self.options = options
+        self.trainer = trainer
+        self.seed = seed
+        self.doubts: list[str] = []
+        self._broken: str | None = None
+        self._loaders = loaders
+        self._subjects: dict[tuple[Data, Any, Any], Subject] = {}
+        self._most: int | None = None
+        self._seconds = seconds
+        self._end = time.perf_counter() + seconds
+        probe = Subject(model, trainer=trainer, reads=None, **options)
+        self.processes, self.device = probe.processes, probe.device
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def subject(self, data: Data, limit: int | None = None, most: int | None = None) -> Subject:
+        """The network bound to one data set.
+
+        Args:
+            data: which.
+            limit: batches of it, with samples from all over.
+            most: samples of a batch, where a larger one would take too long; None takes what the probe has found.
+
+        Raises:
+            NotApplicable: there are no such data.
+        """
+        most = self._most if most is None else most
+        if (data, limit, most) not in self._subjects:
+            loader = self._loaders[data]
+            if loader is None and self.trainer is None:
+                raise NotApplicable(
+                    f"there are no data to measure on: pass a loader, `{'train' if data == 'train' else 'val'}`"
+                )
+            subject = Subject(self.model, loader, trainer=self.trainer, reads=data, max_batches=limit, **self.options)
+            if not (limit is None and most is None) and readings.is_indexed(subject.loader):
+                scattered = readings.scattered(subject.loader, None, self.seed, most)
+                subject = Subject(
+                    self.model, scattered, trainer=self.trainer, reads=data, max_batches=limit, **self.options
+                )
+            self._subjects[data, limit, most] = subject
+        return self._subjects[data, limit, most]
+
+    def named_subjects(self, evaluations: Mapping[str, Any] | None) -> dict[str, Subject]:
+        """A subject for each data set that accuracies are wanted of."""
+        return {
+            name: Subject(self.model, loader, trainer=self.trainer, reads="validation", **self.options)
+            for name, loader in (evaluations or {}).items()
+        }
+
+    def loaders(self) -> dict[str, Any]:
+        """The loaders that there are."""
+        found: dict[str, Any] = {}
+        for data in self._loaders:
+            with suppress(Exception):  # its reason stands where it matters
+                found[data] = self.subject(data).loader
+        return found
+
+    def _has(self, data: Data) -> bool:
+        try:
+            return self.subject(data).loader is not None
+        except NotApplicable:
+            return False
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        chosen: Sequence[str],
+        players: Players | None,
+        pairs: Sequence[Any] | None,
+        lam: float | None,
+        step: Callable[[str, int, int], None],
+    ) -> list[Finding]:
+        """Findings in the order of `ENTRIES`, made from cheap to dear."""
+        entries = {entry.name: entry for entry in ENTRIES if entry.name in chosen}
+        findings = {name: _empty(entry) for name, entry in entries.items()}
+        with weights_of(self.moments[-1], self.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when it counts
+            self._broken = not_finite(self.model)
+            self.doubts += [self._broken] if self._broken else []
+            probe = Probe(self.subject, [data for data in self._loaders if self._has(data)], list(entries.values()))
+            self._most = probe.time(self._seconds)
+            setting = probe.setting(self.model, self.seed)
+        setting.players, setting.pairs, setting.lam = players, pairs, lam
+        setting.checkpoints = [moment.path for moment in self.moments if moment.path is not None]
+        plans: dict[str, list[Plan]] = {}
+        for name, entry in entries.items():
+            with _reason_into(findings[name]):
+                if entry.gathers and probe.failure is not None:
+                    raise self._explained(probe.failure)
+                plans[name] = entry.plans(setting)
+        costs = self._costs(entries, plans, probe, setting.slowness * _SECONDS_FIGURE * min(len(self.moments), 2))
+        whole = len(costs)
+        step("", 0, whole)
+        levels = share_out(costs, self._remaining())
+        self._read_and_measure(entries, plans, findings, probe, {data: levels[_PASS[data]] for data in probe.batches})
+        costs = {name: each for name, each in costs.items() if name not in _PASS.values()}
+        while costs:
+            remaining = self._remaining()
+            levels = share_out(costs, remaining)
+            name = min(costs, key=lambda each: (levels[each] is not None, costs[each][0]))
+            step(name, whole - len(costs), whole)
+            spent, level = costs.pop(name), levels[name]
+            if level is None:
+                findings[name].status, findings[name].reason = "left out", _too_dear(min(spent), remaining)
+                continue
+            findings[name].estimated_seconds = spent[level]
+            data = self._data_of(entries[name])
+            self._measure([_Task(entries[name], plans[name][level:], each, None) for each in data], findings)
+        step("", whole, whole)
+        return [findings[name] for name in entries]
+
+    def _costs(
+        self, entries: dict[str, Entry], plans: dict[str, list[Plan]], probe: Probe, drawing: float
+    ) -> dict[str, list[float]]:
+        """Seconds of each measurement at its levels; those that read through a pass are in its cost."""
+        looks = len(self.moments)
+        passes = {_PASS[data]: [looks * each for each in probe.seconds_of_levels(data)] for data in probe.batches}
+        others = {
+            name: [
+                drawing + plan.once + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
+                for plan in found
+            ]
+            for name, found in plans.items()
+            if not entries[name].gathers
+        }
+        first = {_PASS["train"]: passes.pop(_PASS["train"])} if _PASS["train"] in passes else {}
+        return {**first, **others, **passes}  # what is most wanted first: three lenses read the training data
+
+    def _data_of(self, entry: Entry) -> list[Data]:
+        if entry.data == ("validation",) and not self._has("validation"):
+            return ["train"]
+        return [data for data in entry.data if data == "train" or self._has(data)]
+
+    def _remaining(self) -> float:
+        """Seconds left, the same on every process; never none, as what costs nothing is still made."""
+        if math.isinf(self._end):
+            return math.inf
+        mine = torch.tensor([self._end - time.perf_counter()], dtype=torch.float64)
+        return max(float(self.processes.sum(mine)) / self.processes.size, 0.5)
+
+    def _read_and_measure(
+        self,
+        entries: dict[str, Entry],
+        plans: dict[str, list[Plan]],
+        findings: dict[str, Finding],
+        probe: Probe,
+        levels: Mapping[Data, int | None],
+    ) -> None:
+        """All that reads through the passes over the data, each of which is made once a moment."""
+        tasks = []
+        for name in [name for name in plans if entries[name].gathers]:
+            findings[name].estimated_seconds = sum(
+                len(self.moments) * probe.seconds_of_levels(data)[level]
+                for data, level in levels.items()
+                if level is not None and data in entries[name].data
+            )
+            for data in self._data_of(entries[name]):
+                level = levels.get(data)
+                if level is None:
+                    findings[name].status, findings[name].reason = "left out", f"no time is left for {_PASS[data]}"
+                    continue
+                limit = probe.limit(data, level)
+                findings[name].reduced = findings[name].reduced if limit is None else probe.said(data, limit)
+                tasks.append(_Task(entries[name], plans[name], data, limit))
+        self._measure(tasks, findings)
+
+    def _measure(self, tasks: "list[_Task]", findings: dict[str, Finding]) -> None:
+        """Check all tasks, then look at each moment with all of them, so that they share its pass."""
+        for number, checkpoint in enumerate(self.moments):
+            with weights_of(checkpoint, self.model):
+                if number == 0:
+                    tasks = [task for task in tasks if self._is_checked(task, findings[task.entry.name])]
+                for task in tasks:
+                    with _account(findings[task.entry.name]):
+                        if number == 0 and task.entry.control:
+                            task.history += self._control(task)
+                        task.history.append(self._look(task, number, checkpoint))
+        for name in dict.fromkeys(task.entry.name for task in tasks):
+            mine = [task for task in tasks if task.entry.name == name]
+            with _account(findings[name]):
+                _conclude(mine, findings[name], over_time=len(self.moments) > 1)
+
+    def _is_checked(self, task: "_Task", finding: Finding) -> bool:
+        """Whether a plan fits: the first, or a humbler one."""
+        fits = False
+        with _account(finding):
+            task.subject = self.subject(task.data, task.limit)
+            refusal: NotApplicable | None = None
+            for plan in task.plans:
+                task.lens = plan.make()
+                try:
+                    with task.subject.processes.same_fate(f"checking {task.entry.name}"):
+                        task.prepared = task.lens.check(task.subject)
+                except NotApplicable as error:
+                    refusal = refusal or error
+                    continue
+                finding.reduced = plan.note or finding.reduced
+                fits = True
+                break
+            if refusal is not None and not fits:
+                raise self._explained(refusal)
+        return fits
+
+    def _explained(self, error: Exception) -> Exception:
+        """Of weights that are not finite all sorts of things do not fit, and this alone is why."""
+        return ValueError(self._broken) if self._broken and isinstance(error, NotApplicable) else error
+
+    def _look(self, task: "_Task", number: int, checkpoint: Checkpoint) -> dict[str, Any]:
+        """An entry of the history; a moment without numbers has a reason."""
+        moment = task.subject.moment((number, checkpoint.step), list(dict.fromkeys(task.subject.asked)))
+        moment.untrained = checkpoint.untrained
+        when = {"checkpoint": checkpoint.name, "step": checkpoint.step, "epoch": checkpoint.epoch}
+        try:
+            with task.subject.processes.same_fate(f"measuring {task.entry.name}"):
+                before = [entry for entry in task.history if "reason" not in entry]
+                return {**when, **task.lens.look(moment, task.prepared, before)}
+        except NotApplicable:
+            raise
+        except Exception as error:  # a stranger's network or data
+            return {**when, "reason": str(error) if type(error) is ValueError else said_of(error)}
+
+    def _control(self, task: "_Task") -> list[dict[str, Any]]:
+        """The same network with fresh weights, as epoch 0; nothing, with a warning, where there are none."""
+        if any(checkpoint.untrained for checkpoint in self.moments):
+            return []
+        with fresh_weights(self.model, self.seed) as missing:
+            if missing is None:
+                moment = task.subject.moment()
+                moment.untrained = True
+                try:
+                    with task.subject.processes.same_fate("measuring the untrained network"):
+                        numbers = task.lens.look(moment, task.prepared, [])
+                    return [{"checkpoint": "untrained", "step": 0, "epoch": 0, **numbers}]
+                except Exception as error:  # as for the network itself
+                    missing = said_of(error)
+        warnings.warn(f"no untrained network beside it: {missing}", stacklevel=1)
+        return []
+
+
+@dataclass
+class _Task:
+    """One lens on one data set."""
+
+    entry: Entry
+    plans: list[Plan]
+    data: Data
+    limit: int | None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    prepared: Any = None
+    lens: Any = None
+    subject: Any = None
+
+
+def _conclude(tasks: Sequence[_Task], finding: Finding, *, over_time: bool) -> None:
+    """Status, shown numbers and figures, from what the tasks of a lens found."""
+    finding.histories = {task.data: task.history for task in tasks if task.history}
+    found = {data: [each for each in history if "reason" not in each] for data, history in finding.histories.items()}
+    found = {data: history for data, history in found.items() if any(each["epoch"] for each in history)}
+    if not found:
+        told = [each["reason"] for history in finding.histories.values() for each in history if "reason" in each]
+        finding.reason = finding.reason or (told[0] if told else "nothing was measured")
+        return
+    finding.status, finding.reason = "measured", None
+    finding.shown = _shown(tasks[0].entry, found, over_time)
+    finding.figures = _drawn(tasks[0].entry, tasks[0].lens, found, finding, over_time)
+
+
+def _as_it_is(trainer: Trainer | None) -> Checkpoint:
+    if trainer is None:
+        return Checkpoint(None, 0, 1)
+    return Checkpoint(None, trainer.global_step, max(1, trainer.current_epoch))
+
+
+def _empty(entry: Entry) -> Finding:
+    return Finding(entry.name, entry.title, "failed", entry.what, entry.error, entry.source)
+
+
+@contextmanager
+def _reason_into(finding: Finding) -> Iterator[None]:
+    """What keeps a lens from looking becomes the reason on the page."""
+    try:
+        yield
+    except (NotApplicable, TypeError) as error:  # the latter asks for `unpack`
+        refused = isinstance(error, NotApplicable) or "unpack" in str(error)
+        finding.status, finding.reason = ("does not apply", str(error)) if refused else ("failed", said_of(error))
+    except Exception as error:  # a stranger's network, loader or data set may raise anything
+        finding.status, finding.reason = "failed", str(error) if type(error) is ValueError else said_of(error)
+
+
+@contextmanager
+def _account(finding: Finding) -> Iterator[None]:
+    """Time, refusals and errors of a lens go to its finding; so do our warnings, which stand on the page alone."""
+    begun = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught, _reason_into(finding):
+        warnings.simplefilter("always")
+        yield
+    finding.seconds += time.perf_counter() - begun
+    told = (str(warning.message) for warning in caught if _is_ours(warning))
+    finding.notes += [message for message in dict.fromkeys(told) if message not in finding.notes]
+
+
+def _shown(entry: Entry, histories: Mapping[str, Sequence[Mapping[str, Any]]], over_time: bool) -> list[Shown]:
+    shown = []
+    for row in entry.rows:
+        if row.when == "over time" and not over_time:
+            continue
+        for data, history in histories.items():
+            value = history[-1].get(row.key)
+            if isinstance(value, float):
+                error = history[-1].get(row.error) if row.error else None
+                several = data if len(histories) > 1 else ""
+                scaled = None if error is None else row.scale * error
+                shown.append(Shown(row.label, row.key, several, row.scale * value, scaled, row.meaning))
+    return shown
+
+
+def _drawn(
+    entry: Entry,
+    lens: Lens,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    finding: Finding,
+    over_time: bool,
+) -> dict[str, bytes]:
+    """The figures as PNG; one that cannot be drawn is a note."""
+    rows = [(row.key, row.label, row.error) for row in entry.rows if row.when != "now"]
+    wanted: dict[str, Callable[[], Figure | None]] = {
+        entry.caption or entry.title: lambda: entry.draw(lens, histories),
+    }
+    if over_time:
+        trained = {
+            data: [each for each in history if each["checkpoint"] != "untrained"] for data, history in histories.items()
+        }
+        wanted["Over the checkpoints"] = lambda: figures.over_steps(trained, rows)
+    found = {}
+    for caption, draw in wanted.items():
+        try:
+            figure = draw()
+            if figure is not None:
+                content = io.BytesIO()
+                figure.savefig(content, format="png")
+                found[caption] = content.getvalue()
+        except Exception as error:  # no figure ends a diagnosis
+            finding.notes.append(f"the figure {caption!r} could not be drawn: {said_of(error)}")
+    return found
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return "lit_papers" in warning.filename and not issubclass(warning.category, (DeprecationWarning, FutureWarning))
+
+
+def _too_dear(least: float, remaining: float) -> str:
+    return (
+        f"it takes about {_duration(least)} at the least, and {_duration(remaining)} were left: give more time "
+        f"(--minutes {math.ceil((2 * least + 60) / 60)})"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=not shown, transient=True) as bar:
+        task = bar.add_task("trying the network", total=None)
+
+        def step(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name or "done", completed=done, total=total)
+
+        yield step

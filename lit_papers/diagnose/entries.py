@@ -1,0 +1,575 @@
+"""The lenses of a diagnosis: how thoroughly each can look, what its numbers mean, and where that is from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from lit_papers.continual.network_lens import LayerSimilarityLens, LossSliceLens
+from lit_papers.convex_relu.lens import ConvexGapLens
+from lit_papers.diagnose import figures
+from lit_papers.diffstride.lens import StrideLens, stride_layers
+from lit_papers.diffstride.network_lens import ConvertibleLens, CostLens
+from lit_papers.interactions.estimator import MultiOrderInteraction
+from lit_papers.interactions.lens import InteractionLens
+from lit_papers.interactions.players import FeaturePlayers, PatchGrid, Players
+from lit_papers.lens import Lens, NotApplicable
+from lit_papers.local_sgd.lens import RankDriftLens
+from lit_papers.neural_collapse.head import HeadLens
+from lit_papers.neural_collapse.lens import CentralPathLens, CollapseLens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Data = Literal["train", "validation"]
+History = Sequence[Mapping[str, Any]]
+
+_MASKED_BYTES = 2**24  # of masked inputs in one pass
+_PLAIN_FEATURES = 64  # of a table; more are grouped
+_SECONDS_CONVEX = 3.0
+_SECONDS_MASK = 1e-5  # of masking an input and counting its answer
+
+
+@dataclass
+class Setting:
+    """What is known of a network and its data before anything is chosen.
+
+    Attributes:
+        network: the stranger's.
+        sample: one input, ``(1, ...)``; None where a batch holds no single tensor, and then ``no_sample`` says why.
+        no_sample: see there.
+        forward: seconds that ``forward`` takes for a sample, in batches that suit it; NaN where it cannot be called.
+        slowness: seconds that pass for a second of computing, where others use the machine too.
+        graphs: whether batches are of graphs.
+        players: the user's, or None.
+        pairs: of graphs, the user's, or None.
+        lam: strength of the L2 term, the user's, or None.
+        checkpoints: files that are looked at.
+        seed: of all draws.
+    """
+
+    network: nn.Module
+    sample: Tensor | None
+    no_sample: str
+    forward: float
+    slowness: float = 1.0
+    graphs: bool = False
+    players: Players | None = None
+    pairs: Sequence[Any] | None = None
+    lam: float | None = None
+    checkpoints: Sequence[Path] = ()
+    seed: int = 0
+
+    def one_sample(self) -> Tensor:
+        """The sample.
+
+        Raises:
+            NotApplicable: there is none.
+        """
+        if self.sample is None:
+            raise NotApplicable(self.no_sample)
+        return self.sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to measure.
+
+    Attributes:
+        make: the lens.
+        seconds: that a look takes, estimated, beside the pass over the data.
+        note: what is less than in full; None for the first.
+        once: seconds before the first look.
+    """
+
+    make: Callable[[], Lens]
+    seconds: float = 0.02
+    note: str | None = None
+    once: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number that the page shows.
+
+    Attributes:
+        key: as the lens calls it.
+        label: for people.
+        meaning: what range means what.
+        error: key of its standard error.
+        scale: that it is multiplied by, to be in the unit of the label.
+        when: it is shown; ``"now"`` says nothing over several checkpoints, ``"over time"`` nothing of one.
+    """
+
+    key: str
+    label: str
+    meaning: str
+    error: str | None = None
+    scale: float = 1.0
+    when: Literal["always", "now", "over time"] = "always"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lens of the diagnosis.
+
+    Attributes:
+        name: for ``--lenses`` and in report.json.
+        title: of its section.
+        what: a paragraph: what is measured.
+        error: how the numbers are uncertain.
+        source: paper and section.
+        rows: what is shown.
+        plans: the ways to measure, the most thorough first; raises NotApplicable.
+        data: what it is measured on.
+        caption: of the figure.
+        draw: a figure of the last moment, from the lens and the history of each data set; None for none.
+        gathers: whether it reads through the pass over the data that such lenses share.
+        control: measure an untrained copy too, as epoch 0.
+    """
+
+    name: str
+    title: str
+    what: str
+    error: str
+    source: str
+    rows: tuple[Row, ...]
+    plans: Callable[[Setting], list[Plan]]
+    data: tuple[Data, ...] = ("train",)
+    caption: str = ""
+    draw: "Callable[[Lens, Mapping[str, History]], Figure | None]" = field(default=lambda lens, histories: None)
+    gathers: bool = False
+    control: bool = False
+
+
+def _last(lens: Lens, histories: Mapping[str, History]) -> "Figure":
+    """The figure that the lens draws of the first data set."""
+    return lens.figure(next(iter(histories.values())))
+
+
+def _only_over_time(lens: Lens, histories: Mapping[str, History]) -> "Figure | None":
+    history = next(iter(histories.values()))
+    return lens.figure(history) if len(history) > 1 else None
+
+
+# -- how thoroughly ----------------------------------------------------------------------------------------------------
+
+
+def _collapse(setting: Setting) -> list[Plan]:
+    return [
+        Plan(lambda: CollapseLens(layers="all")),
+        Plan(CollapseLens, note="the last layer alone, as no other gives a row for each sample"),
+    ]
+
+
+def _central_path(setting: Setting) -> list[Plan]:
+    return [Plan(lambda: CentralPathLens("auto" if setting.lam is None else setting.lam))]
+
+
+def players_of(sample: Tensor, grid: int = 4) -> Players:
+    """Who plays, by the shape of an input: cells of images, features of a table.
+
+    Args:
+        sample: ``(1, ...)``.
+        grid: cells along each side of an image.
+
+    Raises:
+        NotApplicable: another shape, or tokens, for which a mask is needed that nobody can guess.
+
+    >>> import torch
+    >>> players_of(torch.zeros(1, 3, 32, 32)).n_players, players_of(torch.zeros(1, 13)).n_players
+    (16, 13)
+    """
+    shape = tuple(sample.shape)
+    if not sample.is_floating_point():
+        raise NotApplicable(
+            "which token stands for an absent one is not known: pass `players`, "
+            f"TokenPlayers({shape[-1]}, mask_token=...)"
+        )
+    if len(shape) == 4 and min(shape[2:]) >= 2:
+        return PatchGrid((min(grid, shape[2]), min(grid, shape[3])))
+    if len(shape) == 2 and shape[1] > 1:
+        count = shape[1]
+        if count <= _PLAIN_FEATURES:
+            return FeaturePlayers(count)
+        groups: list[list[int]] = [[] for _ in range(_PLAIN_FEATURES // 4)]
+        for feature in range(count):
+            groups[feature * len(groups) // count].append(feature)
+        return FeaturePlayers(count, groups)
+    raise NotApplicable(f"inputs of shape {shape[1:]} have no usual players: pass `players`")
+
+
+def _interactions(setting: Setting) -> list[Plan]:
+    if setting.graphs:
+        raise NotApplicable("the data are graphs, whose numbers of nodes differ: pass `players` for graphs of one size")
+    sample = setting.one_sample()
+    if setting.forward != setting.forward:
+        raise NotApplicable("`forward` does not answer a single tensor, and masked inputs are such")
+    plans = []
+    full = None
+    # samples, pairs, contexts, cells along each side of an image; the first is what the callback does
+    for n_samples, pairs, contexts, grid in (
+        (50, 200, 100, 4), (30, 200, 60, 4), (20, 100, 50, 4), (12, 60, 30, 4), (6, 60, 30, 4), (50, 50, 30, 3),
+        (20, 50, 30, 3), (10, 30, 20, 3), (6, 20, 10, 3), (4, 10, 10, 3), (4, 10, 10, 2), (2, 6, 5, 2),
+    ):  # fmt: skip
+        players = setting.players or players_of(sample, grid)
+        batch_size = max(4, min(1024, _MASKED_BYTES // (sample.numel() * sample.element_size() or 1)))
+        options: dict[str, Any] = {"pairs": pairs, "n_contexts": contexts, "batch_size": batch_size}
+        forwards = MultiOrderInteraction(nn.Identity(), players, **options).estimate_forwards(1) * n_samples
+        named = f"{n_samples} samples, {players.n_players} players, {pairs} pairs and {contexts} contexts"
+        full = full or named
+        plans.append(
+            Plan(
+                partial(InteractionLens, players, n_samples, seed=setting.seed, **options),
+                forwards * (setting.forward + setting.slowness * _SECONDS_MASK),
+                None if named == full else f"{named} instead of {full}",
+            )
+        )
+    return plans
+
+
+def _cost(setting: Setting) -> list[Plan]:
+    setting.one_sample()
+    return [Plan(CostLens, setting.slowness * 0.1 + 2 * setting.forward)]
+
+
+def _strides(setting: Setting) -> list[Plan]:
+    if stride_layers(setting.network):
+        return [Plan(StrideLens, setting.slowness * 0.1 + 2 * setting.forward)]
+    if setting.one_sample().ndim not in (3, 4, 5):
+        raise NotApplicable("inputs are no maps: strides are of convolutions and poolings")
+    layers = [module for module in setting.network.modules() if not list(module.children())]
+    if not any(hasattr(layer, "stride") for layer in layers):
+        raise NotApplicable("there is no convolution and no pooling layer, so there are no strides")
+    return [Plan(ConvertibleLens, once=setting.slowness * (1 + 0.08 * len(layers)) + 20 * setting.forward)]
+
+
+def _convex(setting: Setting) -> list[Plan]:
+    # beta is read from the training step; a network without one asks for it, which `ConvexGapLens` itself takes
+    return [
+        Plan(
+            partial(ConvexGapLens, "relaxed", seconds=seconds),
+            1.5 * seconds,
+            None if seconds == _SECONDS_CONVEX else f"{seconds:g} s for the bound instead of {_SECONDS_CONVEX:g} s",
+        )
+        for seconds in (_SECONDS_CONVEX, 1.0, 0.3)
+    ]
+
+
+def _separation(setting: Setting) -> list[Plan]:
+    if not setting.graphs and setting.pairs is None:
+        raise NotApplicable("the data are no graphs: batches have no `edge_index`")
+    try:
+        from lit_papers.datamodules.graph_pairs import GraphPairs
+        from lit_papers.expressiveness.lens import SeparationLens
+    except ImportError as error:  # of the extra
+        raise NotApplicable(str(error)) from error
+    pairs = setting.pairs or GraphPairs("atlas").pairs
+    return [
+        Plan(
+            partial(SeparationLens, pairs[:count], relabelings),
+            setting.slowness * (0.5 + 0.02 * len(pairs[:count]) * (1 + relabelings)),
+            None if count is None else f"the first {count} of {len(pairs)} pairs",
+        )
+        for count, relabelings in ((None, 4), (10, 4), (4, 2))
+    ]
+
+
+def _similarity(setting: Setting) -> list[Plan]:
+    setting.one_sample()
+    return [
+        Plan(
+            partial(LayerSimilarityLens, count, seed=setting.seed),
+            setting.slowness * 0.2 + count * setting.forward,
+            None if count == 256 else f"{count} samples instead of 256",
+        )
+        for count in (256, 64, 24)
+    ]
+
+
+def _loss_slice(setting: Setting) -> list[Plan]:
+    setting.one_sample()
+    if setting.forward != setting.forward:
+        raise NotApplicable("`forward` does not answer a single tensor")
+    parameters = sum(parameter.numel() for parameter in setting.network.parameters())
+    return [
+        Plan(
+            partial(LossSliceLens, count, steps, seed=setting.seed),
+            setting.slowness * (0.1 + 3e-9 * steps**2 * parameters) + steps**2 * count * setting.forward,
+            None if steps == 17 else f"{steps} x {steps} points and {count} samples instead of 17 x 17 and 256",
+        )
+        for steps, count in ((17, 256), (13, 128), (9, 64), (5, 32), (5, 8))
+    ]
+
+
+def _consensus(setting: Setting) -> list[Plan]:
+    if not setting.checkpoints:
+        raise NotApplicable("no checkpoint is given: pass those of a run with LocalSGDStrategy")
+    return [Plan(lambda: RankDriftLens(setting.checkpoints))]
+
+
+# -- what it means -----------------------------------------------------------------------------------------------------
+
+_HAN = "Han, Papyan & Donoho, ICLR 2022"
+_PAPYAN = "Papyan, Han & Donoho, PNAS 2020"
+_EXACT = "Exact for the samples that were measured; other samples would give somewhat other numbers."
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "collapse",
+        "Neural collapse",
+        "At the end of a long training the features of one class shrink to one point (NC1), these points spread out "
+        "as equally as possible (NC2), the classifier's rows point at them (NC3), and a decision is simply for the "
+        "nearest one (NC4). Measured on the features before the last layer, block by block before them, and on "
+        "validation data beside the training data.",
+        _EXACT,
+        f"{_PAPYAN}; {_HAN}, definitions of NC1 to NC4",
+        (
+            Row("train_error", "share of wrong decisions", "0: all samples are classified right"),
+            Row(
+                "nc1",
+                "NC1, scatter within classes",
+                "below 0.1 nearly collapsed; about the number of classes or more: scatter hides the classes",
+            ),
+            Row("nc2_equinorm_means", "NC2, unequal lengths of class means", "0: equal; above 0.3 far from it"),
+            Row("nc2_max_angle_means", "NC2, unequal angles of class means", "0: a simplex; above 0.3 far from it"),
+            Row("nc3_self_duality", "NC3, classifier against class means", "0: parallel; 2: unrelated; 4: opposite"),
+            Row(
+                "nc4_ncc_mismatch",
+                "NC4, decisions that are not the nearest mean's",
+                "0: nearest class mean decides",
+                error="nc4_standard_error",
+            ),
+            Row("cdnv", "CDNV, scatter beside distance of class pairs", "below 0.1: few-shot transfer is easy"),
+            Row(
+                "effective_rank",
+                "effective rank of the features",
+                "classes - 1 at collapse; more: scatter is left; fewer: classes share directions",
+            ),
+        ),
+        _collapse,
+        data=("train", "validation"),
+        caption="From block to block, input to classifier",
+        draw=figures.collapse_over_depth,
+        gathers=True,
+    ),
+    Entry(
+        "central_path",
+        "Central path",
+        "Trained by the MSE loss with weight decay, the loss splits exactly into what the best head for the present "
+        "features would leave (least squares) and what the head is away from it; on the central path the second is "
+        "nothing. The signal-to-noise ratios of the features, one for each direction between classes, then say "
+        "all. Where another loss is minimised, or its weight decay is not known, only these ratios are given.",
+        f"{_EXACT} Ratios are not known where features do not scatter at all in some direction (dead units).",
+        f"{_HAN}, section 3",
+        (
+            Row("loss", "MSE loss with its L2 term, per sample", "0 at a perfect fit"),
+            Row("ls", "of it least squares", "what the features allow"),
+            Row("perp", "of it the head's deviation", "0: on the central path"),
+            Row("ratio", "deviation / least squares", "well below 1: beside the central path"),
+            Row("snr_max", "largest signal-to-noise ratio", "grows without end while features collapse"),
+            Row("snr_min", "smallest signal-to-noise ratio", "near 0: two classes hardly differ"),
+        ),
+        _central_path,
+        caption="Signal-to-noise ratios, largest first",
+        draw=lambda lens, histories: figures.signal_to_noise(histories["train"]),
+        gathers=True,
+    ),
+    Entry(
+        "head",
+        "Head against least squares",
+        "Is the last layer what linear regression on the present features would give, but for scale and bias? A head "
+        "that is not has something left to learn, or features that go on moving.",
+        _EXACT,
+        f"{_HAN}, the least-squares classifier; scale and bias are left out here",
+        (
+            Row("distance", "distance of directions", "0: parallel; 2: unrelated; 4: opposite"),
+            Row("excess", "excess loss at the best scale / least-squares loss", "0: as good as least squares"),
+            Row("ls", "MSE loss of the least-squares head, per sample", "0: classes are linearly separable points"),
+        ),
+        lambda setting: [Plan(HeadLens)],
+        gathers=True,
+    ),
+    Entry(
+        "interactions",
+        "Orders of interaction",
+        "How strongly two parts of an input act together when m others are present, for small m (local texture), "
+        "middle m, and large m (nearly the whole input). J is the strength of each order by the mean of all. "
+        "Trained networks are typically weak in the middle: the representation bottleneck. Averaging gives even noise "
+        "such a shape, so the same network with fresh random weights is measured beside it. Absent parts are "
+        "replaced by 0, which is the mean of normalised data.",
+        "Bands and errors are drawn: noise of sampled contexts and rounding (95 %), and other samples (one standard "
+        "error). Orders whose strength is below the noise floor are left empty.",
+        "Deng et al., ICLR 2022, section 3",
+        (
+            Row(
+                "J_centroid",
+                "centroid of J over the orders",
+                "0: only pairs alone; 1/2: balanced or two-sided; 1: only the whole",
+                error="J_centroid_error",
+            ),
+            Row("n_samples", "samples measured", "more make the bands of the figure narrower", when="now"),
+        ),
+        _interactions,
+        data=("validation",),
+        caption="Strength of each order: relative, raw beside the noise floor, and as a map",
+        draw=_last,
+        control=True,
+    ),
+    Entry(
+        "cost",
+        "Where multiply-adds go",
+        "One sample is sent through the network, and each product is counted in the layer that makes it. Beside it "
+        "stands what is left of a map behind each stride or pooling: what lies behind is cheaper by that share, and "
+        "sees no more than that.",
+        "Counts are exact; elementwise work, norms and FFTs are not counted.",
+        "Riad et al., ICLR 2022, on what strides cost",
+        (
+            Row(
+                "gmacs",
+                "multiply-adds of a sample, in millions",
+                "the figure shows where they are spent",
+                scale=1e3,
+                when="now",
+            ),
+        ),
+        _cost,
+        caption="Multiply-adds by layer, and what is left of a map",
+        draw=_last,
+    ),
+    Entry(
+        "strides",
+        "Strides that could be learned",
+        "Every stride is a choice that was made by hand. Here the network is converted so that its strides are "
+        "learned (the copy is thrown away): which layers that would be, and what the network would cost before it "
+        "learns, as learned strides begin at the old ones with a margin around each map.",
+        "The conversion was carried out and run at several strides.",
+        "Riad et al., ICLR 2022",
+        (
+            Row("layers", "layers with a stride that could be learned", "0: there is none", when="now"),
+            Row(
+                "strides",
+                "strides of their own",
+                "fewer than layers where maps meet, as in residual blocks",
+                when="now",
+            ),
+            Row("cost_ratio", "multiply-adds, converted / now", "1: no dearer; training moves it", when="now"),
+        ),
+        _strides,
+        caption="Layers and their strides",
+        draw=_last,
+    ),
+    Entry(
+        "convex_gap",
+        "Distance from the global optimum",
+        "For two layers with ReLU between them and weight decay, training is a convex problem in disguise, whose dual "
+        "bounds from below what a network of any width could reach.",
+        "The optimum lies between bound and objective with certainty, up to rounding.",
+        "Wang, Lacotte & Pilanci, ICLR 2022, the convex program and its dual",
+        (
+            Row("objective", "training objective, summed over samples", "what the network reaches"),
+            Row("lower_bound", "certified lower bound", "what no network of this kind can go below"),
+            Row("certified_gap", "gap", "0: globally optimal; large: not optimal, or the bound is loose"),
+            Row("active_neurons", "neurons that do something", "compare with the width"),
+        ),
+        _convex,
+        caption="Distance from the bound over the checkpoints",
+        draw=_only_over_time,
+    ),
+    Entry(
+        "separation",
+        "Separation of graphs",
+        "Pairs of graphs that are different, but hard to tell apart: how many of them get different outputs, beside "
+        "what the colour-refinement test and its stronger relative could separate. Message passing cannot go beyond "
+        "the first; what a network does beyond its ceiling is noise or a bug.",
+        "Each graph is relabelled several times; a difference counts where it is well above that between a graph and "
+        "itself, and is called unreliable between.",
+        "Geerts & Reutter, ICLR 2022, theorems 4.1 to 4.3",
+        (
+            Row("separated", "pairs separated", "as many as the ceiling: the architecture is used to the full"),
+            Row("total", "pairs in all", "", when="now"),
+            Row("ceiling/cr", "ceiling of message passing (colour refinement)", "most that message passing can reach"),
+            Row("ceiling/2-fwl", "ceiling of 2-FWL", "most that third-order networks can reach"),
+            Row("unreliable", "pairs that cannot be decided", "0 is good"),
+        ),
+        _separation,
+        caption="Pairs separated, by part of the collection, and the ceilings",
+        draw=_last,
+    ),
+    Entry(
+        "similarity",
+        "Similarity of layers",
+        "How alike what two layers make of the same samples is, up to rotation and scale; over several checkpoints, "
+        "how much each layer has changed since the first. Maps and tokens are averaged over their positions. Blocks "
+        "of equal darkness are layers that do nearly the same.",
+        "Standard errors are over the samples (jackknife). The estimator is unbiased, so it may be slightly negative.",
+        "Kornblith et al., ICML 2019; Madaan et al., ICLR 2022, section 5.3",
+        (
+            Row(
+                "neighbours",
+                "mean CKA of layers that follow each other",
+                "near 1: layers change little, some may be superfluous",
+                error="neighbours_error",
+            ),
+            Row(
+                "to_first",
+                "mean CKA with the first checkpoint",
+                "1: features are the same; below 0.5: other features",
+                when="over time",
+            ),
+        ),
+        _similarity,
+        data=("validation",),
+        caption="Similarity of every layer with every other",
+        draw=_last,
+    ),
+    Entry(
+        "loss_slice",
+        "Slice of the loss around the weights",
+        "The weights are moved along two random directions, each filter by a share of its own length, and the loss is "
+        "evaluated on training samples. Lengths by filter make networks comparable whose weights are scaled "
+        "differently. In a flat region the loss stays low for long.",
+        "The loss has a standard error over samples; the spread is along the ring, so of directions.",
+        "Li et al., NeurIPS 2018; Madaan et al., ICLR 2022, section 5.3",
+        (
+            Row("loss", "loss at the weights, per sample", "", error="loss_error"),
+            Row(
+                "rise_half",
+                "rise at half a filter's length",
+                "small beside the loss of chance: flat",
+                "rise_half_spread",
+            ),
+            Row(
+                "rise_whole",
+                "rise at a whole filter's length",
+                "near the loss of chance: all is lost",
+                "rise_whole_spread",
+            ),
+            Row(
+                "lowest", "lowest point of the slice, less the loss", "0: nothing near is better along these directions"
+            ),
+        ),
+        _loss_slice,
+        caption="Contours of the loss; the cross is the network",
+        draw=_last,
+    ),
+    Entry(
+        "consensus",
+        "Consensus of ranks",
+        "Checkpoints of local SGD keep the weights of each rank between two averagings: how far they are from their "
+        "average.",
+        "Exact, up to rounding.",
+        "Yun, Rajput & Sra, ICLR 2022",
+        (
+            Row("consensus_distance", "mean squared distance from the average", "0 just after averaging"),
+            Row("relative_consensus_distance", "the same by the squared norm of the average", "below 1e-3 is usual"),
+            Row("ranks", "ranks", ""),
+        ),
+        _consensus,
+        caption="Drift over the checkpoints",
+        draw=_only_over_time,
+    ),
+)
