@@ -56,7 +56,7 @@ def gradient_of_each_order(
                 name: torch.randn(weight.shape, generator=generator, dtype=torch.float64)
                 for name, weight in weights.items()
             }
-            _, derivative = jvp(values, (weights,), (along,))
+            derivative = jvp(values, (weights,), (along,))[1]
             # interactions are linear in the values, and so are their derivatives
             found = exact_interactions(derivative.detach())[pairs[:, 0], pairs[:, 1]]  # (P, M)
             squares += found.square().mean(0)
