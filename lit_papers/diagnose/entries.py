@@ -17,7 +17,7 @@ from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.lens import InteractionLens
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid, Players
 from lit_papers.lens import Lens, NotApplicable
-from lit_papers.local_sgd.lens import RankDriftLens
+from lit_papers.local_sgd.lens import RankDriftLens, checkpoint_drift
 from lit_papers.neural_collapse.head import HeadLens
 from lit_papers.neural_collapse.lens import CentralPathLens, CollapseLens
 
@@ -248,6 +248,12 @@ def _strides(setting: Setting) -> list[Plan]:
 
 
 def _convex(setting: Setting) -> list[Plan]:
+    names = [name for name, module in setting.network.named_modules() if isinstance(module, nn.Linear)]
+    if len(names) != 2:
+        raise NotApplicable(
+            f"the theory is of two linear layers, and there are {len(names)}: for two of them use "
+            "lit_papers.convex_relu.lens.ConvexGapLens(layers=...)"
+        )
     # beta is read from the training step; a network without one asks for it, which `ConvexGapLens` itself takes
     return [
         Plan(
@@ -308,7 +314,11 @@ def _loss_slice(setting: Setting) -> list[Plan]:
 def _consensus(setting: Setting) -> list[Plan]:
     if not setting.checkpoints:
         raise NotApplicable("no checkpoint is given: pass those of a run with LocalSGDStrategy")
-    return [Plan(lambda: RankDriftLens(setting.checkpoints))]
+    try:
+        checkpoint_drift(setting.checkpoints[0])
+    except (ValueError, RuntimeError) as error:
+        raise NotApplicable(f"{setting.checkpoints[0].name} shows no drift: {error}") from error
+    return [Plan(partial(RankDriftLens, setting.checkpoints))]
 
 
 # -- what it means -----------------------------------------------------------------------------------------------------
