@@ -39,9 +39,9 @@ class Setting:
 
     Attributes:
         network: the stranger's.
-        sample: one input, ``(1, ...)``; None where a batch holds no single tensor, and then ``no_sample`` says why.
+        sample: one input, ``(1, ...)``, that ``forward`` answers; None where there is none: ``no_sample`` says why.
         no_sample: see there.
-        forward: seconds that ``forward`` takes for a sample, in batches that suit it; NaN where it cannot be called.
+        forward: seconds that ``forward`` takes for a sample, in batches that suit it.
         slowness: seconds that pass for a second of computing, where others use the machine too.
         graphs: whether batches are of graphs.
         players: the user's, or None.
@@ -206,8 +206,6 @@ def _interactions(setting: Setting) -> list[Plan]:
     if setting.graphs:
         raise NotApplicable("the data are graphs, whose numbers of nodes differ: pass `players` for graphs of one size")
     sample = setting.one_sample()
-    if setting.forward != setting.forward:
-        raise NotApplicable("`forward` does not answer a single tensor, and masked inputs are such")
     plans = []
     full = None
     # samples, pairs, contexts, cells along each side of an image; the first is what the callback does
@@ -298,8 +296,6 @@ def _similarity(setting: Setting) -> list[Plan]:
 
 def _loss_slice(setting: Setting) -> list[Plan]:
     setting.one_sample()
-    if setting.forward != setting.forward:
-        raise NotApplicable("`forward` does not answer a single tensor")
     parameters = sum(parameter.numel() for parameter in setting.network.parameters())
     return [
         Plan(

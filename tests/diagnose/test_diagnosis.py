@@ -271,3 +271,21 @@ def test_the_control_has_fresh_weights_and_goes_without_trace() -> None:
 
     with fresh_weights(Own(), 0) as missing:
         assert "reset_parameters" in missing
+
+
+def test_a_forward_that_takes_something_else_is_a_reason() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return self.net(x * scale)
+
+    def call(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        return module(batch[0], torch.ones(())), batch[1]
+
+    report = diagnose(Two(), *loaders(), call=call, lenses=["collapse", "cost", "similarity", "loss_slice"])
+    assert report["collapse"].status == "measured", report["collapse"].reason
+    for name in ("cost", "similarity", "loss_slice"):
+        assert "`forward` does not answer a single input (TypeError: " in report[name].reason
