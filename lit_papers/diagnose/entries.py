@@ -448,13 +448,16 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "strides",
-        "Strides that could be learned",
+        "Strides, learned or to be learned",
         "Every stride is a choice that was made by hand. Here the network is converted so that its strides are "
         "learned (the copy is thrown away): which layers that would be, and what the network would cost before it "
-        "learns, as learned strides begin at the old ones with a margin around each map.",
+        "learns, as learned strides begin at the old ones with a margin around each map. Where strides are learned "
+        "already, what they are now.",
         "The conversion was carried out and run at several strides.",
         "Riad et al., ICLR 2022",
         (
+            Row("gmacs", "multiply-adds of a sample at the learned strides, in millions", "less is cheaper", scale=1e3),
+            Row("penalty", "J of the learned strides", "the paper's measure of their cost"),
             Row("layers", "layers with a stride that could be learned", "0: there is none", when="now"),
             Row(
                 "strides",
@@ -466,7 +469,7 @@ ENTRIES: tuple[Entry, ...] = (
         ),
         _strides,
         caption="Layers and their strides",
-        draw=_last,
+        draw=figures.strides,
     ),
     Entry(
         "convex_gap",

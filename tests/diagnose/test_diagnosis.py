@@ -16,6 +16,7 @@ from lit_papers.diagnose import Report, diagnose
 from lit_papers.diagnose.control import fresh_weights
 from lit_papers.diagnose.entries import ENTRIES
 from lit_papers.diagnose.names import FORGETTING, NAMES
+from lit_papers.diffstride.layers import DiffStride2d
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.neural_collapse.lens import CollapseLens
 from tests.diagnose.small import CLASSES, FEATURES, loaders, network, samples, trained
@@ -289,3 +290,14 @@ def test_a_forward_that_takes_something_else_is_a_reason() -> None:
     assert report["collapse"].status == "measured", report["collapse"].reason
     for name in ("cost", "similarity", "loss_slice"):
         assert "`forward` does not answer a single input (TypeError: " in report[name].reason
+
+
+def test_strides_that_are_learned_already_are_shown() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), DiffStride2d((2.0, 1.5)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    data = DataLoader(TensorDataset(torch.randn(20, 1, 16, 16), torch.arange(20) % 2), 10)
+    finding = diagnose(model, data, lenses=["strides"], minutes=10)["strides"]
+    assert [shown.key for shown in finding.shown] == ["gmacs", "penalty"]
+    assert finding.histories["train"][0]["1/stride_w"] == 1.5
+    assert list(finding.figures) == ["Layers and their strides"]
