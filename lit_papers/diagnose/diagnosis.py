@@ -211,7 +211,8 @@ class _Diagnosis:
             probe = Probe(self.subject, [data for data in self._loaders if self._has(data)], list(entries.values()))
             self._most = probe.time(self._seconds)
             setting = probe.setting(self.model, self.seed)
-        setting.players, setting.pairs, setting.lam = players, pairs, lam
+        own = getattr(getattr(self.trainer, "datamodule", None), "pairs", None)
+        setting.players, setting.pairs, setting.lam = players, pairs or own, lam
         setting.checkpoints = [moment.path for moment in self.moments if moment.path is not None]
         plans: dict[str, list[Plan]] = {}
         for name, entry in entries.items():

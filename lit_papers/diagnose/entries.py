@@ -17,7 +17,7 @@ from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.lens import InteractionLens
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid, Players
 from lit_papers.lens import Lens, NotApplicable
-from lit_papers.local_sgd.lens import RankDriftLens
+from lit_papers.local_sgd.lens import RankDriftLens, checkpoint_drift
 from lit_papers.neural_collapse.head import HeadLens
 from lit_papers.neural_collapse.lens import CentralPathLens, CollapseLens
 
@@ -39,9 +39,9 @@ class Setting:
 
     Attributes:
         network: the stranger's.
-        sample: one input, ``(1, ...)``; None where a batch holds no single tensor, and then ``no_sample`` says why.
+        sample: one input, ``(1, ...)``, that ``forward`` answers; None where there is none: ``no_sample`` says why.
         no_sample: see there.
-        forward: seconds that ``forward`` takes for a sample, in batches that suit it; NaN where it cannot be called.
+        forward: seconds that ``forward`` takes for a sample, in batches that suit it.
         slowness: seconds that pass for a second of computing, where others use the machine too.
         graphs: whether batches are of graphs.
         players: the user's, or None.
@@ -206,8 +206,6 @@ def _interactions(setting: Setting) -> list[Plan]:
     if setting.graphs:
         raise NotApplicable("the data are graphs, whose numbers of nodes differ: pass `players` for graphs of one size")
     sample = setting.one_sample()
-    if setting.forward != setting.forward:
-        raise NotApplicable("`forward` does not answer a single tensor, and masked inputs are such")
     plans = []
     full = None
     # samples, pairs, contexts, cells along each side of an image; the first is what the callback does
@@ -248,6 +246,12 @@ def _strides(setting: Setting) -> list[Plan]:
 
 
 def _convex(setting: Setting) -> list[Plan]:
+    names = [name for name, module in setting.network.named_modules() if isinstance(module, nn.Linear)]
+    if len(names) != 2:
+        raise NotApplicable(
+            f"the theory is of two linear layers, and there are {len(names)}: for two of them use "
+            "lit_papers.convex_relu.lens.ConvexGapLens(layers=...)"
+        )
     # beta is read from the training step; a network without one asks for it, which `ConvexGapLens` itself takes
     return [
         Plan(
@@ -292,8 +296,6 @@ def _similarity(setting: Setting) -> list[Plan]:
 
 def _loss_slice(setting: Setting) -> list[Plan]:
     setting.one_sample()
-    if setting.forward != setting.forward:
-        raise NotApplicable("`forward` does not answer a single tensor")
     parameters = sum(parameter.numel() for parameter in setting.network.parameters())
     return [
         Plan(
@@ -308,7 +310,11 @@ def _loss_slice(setting: Setting) -> list[Plan]:
 def _consensus(setting: Setting) -> list[Plan]:
     if not setting.checkpoints:
         raise NotApplicable("no checkpoint is given: pass those of a run with LocalSGDStrategy")
-    return [Plan(lambda: RankDriftLens(setting.checkpoints))]
+    try:
+        checkpoint_drift(setting.checkpoints[0])
+    except (ValueError, RuntimeError) as error:
+        raise NotApplicable(f"{setting.checkpoints[0].name} shows no drift: {error}") from error
+    return [Plan(partial(RankDriftLens, setting.checkpoints))]
 
 
 # -- what it means -----------------------------------------------------------------------------------------------------
@@ -442,13 +448,16 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "strides",
-        "Strides that could be learned",
+        "Strides, learned or to be learned",
         "Every stride is a choice that was made by hand. Here the network is converted so that its strides are "
         "learned (the copy is thrown away): which layers that would be, and what the network would cost before it "
-        "learns, as learned strides begin at the old ones with a margin around each map.",
+        "learns, as learned strides begin at the old ones with a margin around each map. Where strides are learned "
+        "already, what they are now.",
         "The conversion was carried out and run at several strides.",
         "Riad et al., ICLR 2022",
         (
+            Row("gmacs", "multiply-adds of a sample at the learned strides, in millions", "less is cheaper", scale=1e3),
+            Row("penalty", "J of the learned strides", "the paper's measure of their cost"),
             Row("layers", "layers with a stride that could be learned", "0: there is none", when="now"),
             Row(
                 "strides",
@@ -460,7 +469,7 @@ ENTRIES: tuple[Entry, ...] = (
         ),
         _strides,
         caption="Layers and their strides",
-        draw=_last,
+        draw=figures.strides,
     ),
     Entry(
         "convex_gap",

@@ -35,6 +35,19 @@ def signal_to_noise(history: History) -> "Figure | None":
     return figure
 
 
+def strides(lens: Lens, histories: Mapping[str, History]) -> "Figure":
+    """Strides of the last moment, by layer: those that are learned, or those that could be."""
+    last = next(iter(histories.values()))[-1]
+    found = {key.replace("/stride_", ", ").removesuffix("/stride"): last[key] for key in last if "/stride" in key}
+    figure, (axis,) = new_figure(1, 1)
+    figure.set_figheight(max(2.0, 0.8 + 0.2 * len(found)))
+    axis.barh(list(found), list(found.values()), color="0.5")
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set(xlabel="stride")
+    return figure
+
+
 def over_steps(
     histories: Mapping[str, History], rows: Sequence[tuple[str, str, str | None]], columns: int = 3
 ) -> "Figure | None":

@@ -152,25 +152,25 @@ class Probe:
             except Exception as error:  # a stranger's loader
                 reason = str(error) if isinstance(error, (NotApplicable, TypeError)) else said_of(error)
         if sample is not None:
-            seconds = self._agreed(self._subject_of(self._datasets[0]), self._forward_seconds(sample))
+            try:
+                seconds = self._agreed(self._subject_of(self._datasets[0]), self._forward_seconds(sample))
+            except Exception as error:  # a stranger's forward
+                sample, reason = None, f"`forward` does not answer a single input ({said_of(error)}): pass `unpack`"
         slowness = self._slowness if not self._datasets else self._agreed(
             self._subject_of(self._datasets[0]), self._slowness
         )  # fmt: skip
         return Setting(network, sample, reason, seconds, slowness, graphs, seed=seed)
 
     def _forward_seconds(self, sample: Tensor) -> float:
-        """Seconds of a sample, in ever larger batches until they take long enough to be told; NaN where it fails."""
+        """Seconds of a sample, in ever larger batches until they take long enough to be told."""
         most = max(1, _ROWS_BYTES // max(1, sample.numel() * sample.element_size()))
-        try:
-            with self._subject_of(self._datasets[0]).moment().network() as network:
-                rows, taken = 1, _took(network, sample, 1)
-                taken = min(taken, _took(network, sample, 1)) if taken < 1 else taken  # the first sets things up
-                while taken < 0.05 and 2 * rows <= min(most, 1024):
-                    rows *= 2
-                    taken = _took(network, sample, rows)
-                return taken / rows
-        except Exception:  # a stranger's forward
-            return math.nan
+        with self._subject_of(self._datasets[0]).moment().network() as network:
+            rows, taken = 1, _took(network, sample, 1)
+            taken = min(taken, _took(network, sample, 1)) if taken < 1 else taken  # the first sets things up
+            while taken < 0.05 and 2 * rows <= min(most, 1024):
+                rows *= 2
+                taken = _took(network, sample, rows)
+            return taken / rows
 
 
 def said_of(error: Exception) -> str:

@@ -16,6 +16,7 @@ from lit_papers.diagnose import Report, diagnose
 from lit_papers.diagnose.control import fresh_weights
 from lit_papers.diagnose.entries import ENTRIES
 from lit_papers.diagnose.names import FORGETTING, NAMES
+from lit_papers.diffstride.layers import DiffStride2d
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.neural_collapse.lens import CollapseLens
 from tests.diagnose.small import CLASSES, FEATURES, loaders, network, samples, trained
@@ -63,8 +64,7 @@ def test_every_lens_is_measured_or_says_why_not(whole: Any) -> None:
     for finding in report.findings:
         assert (finding.reason is None) == (finding.status == "measured"), finding.name
         assert bool(finding.shown) == (finding.status == "measured"), finding.name
-    assert "three linear layers" not in report["convex_gap"].reason
-    assert "has 3 linear layers" in report["convex_gap"].reason
+    assert "two linear layers, and there are 3" in report["convex_gap"].reason
 
 
 def test_numbers_are_those_of_the_lens_alone(whole: Any) -> None:
@@ -272,3 +272,32 @@ def test_the_control_has_fresh_weights_and_goes_without_trace() -> None:
 
     with fresh_weights(Own(), 0) as missing:
         assert "reset_parameters" in missing
+
+
+def test_a_forward_that_takes_something_else_is_a_reason() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return self.net(x * scale)
+
+    def call(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        return module(batch[0], torch.ones(())), batch[1]
+
+    report = diagnose(Two(), *loaders(), call=call, lenses=["collapse", "cost", "similarity", "loss_slice"])
+    assert report["collapse"].status == "measured", report["collapse"].reason
+    for name in ("cost", "similarity", "loss_slice"):
+        assert "`forward` does not answer a single input (TypeError: " in report[name].reason
+
+
+def test_strides_that_are_learned_already_are_shown() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), DiffStride2d((2.0, 1.5)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    data = DataLoader(TensorDataset(torch.randn(20, 1, 16, 16), torch.arange(20) % 2), 10)
+    finding = diagnose(model, data, lenses=["strides"], minutes=10)["strides"]
+    assert [shown.key for shown in finding.shown] == ["gmacs", "penalty"]
+    assert finding.histories["train"][0]["1/stride_w"] == 1.5
+    assert list(finding.figures) == ["Layers and their strides"]
