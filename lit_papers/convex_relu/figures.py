@@ -61,8 +61,8 @@ def optimal_set(outcomes: Sequence[Any]) -> "Figure":
     for index, (style, vertex) in enumerate(zip(STYLES, vertices, strict=False)):
         axes.plot(positions, vertex, label=f"vertex {index + 1}", **style)
     axes.set_xticks(positions)
-    axes.set(xlabel="optimal neuron", ylabel=r"mass $|u||\alpha|$ (no unit)")
-    axes.legend()
+    axes.set(xlabel="optimal neuron", ylabel=r"mass $|u||\alpha|$ (no unit)", ylim=(None, 1.2 * vertices.max()))
+    axes.legend(loc="upper center", ncols=2)
     axes.grid(alpha=0.3)
     return figure
 
@@ -76,9 +76,9 @@ def optimality_test(outcomes: Sequence[Any]) -> "Figure":
     circle.plot(found["degrees"], found["at_neurons"], "o", color="tab:blue", label="optimal neurons")
     circle.set(
         xlabel="direction of the neuron (degrees)", ylabel=r"$|\nu^T (X u)_+|\; /\; \beta$", xlim=(-180, 180),
-        ylim=(0, 1.25),
+        ylim=(0, 1.3),
     )  # fmt: skip
-    circle.legend(fontsize=8, loc="lower right")
+    circle.legend(fontsize=8, loc="upper center", ncols=2)
     for style, outcome in zip(STYLES, outcomes, strict=False):
         cost.plot(outcome.values["samples"], outcome.values["test_seconds"], label=f"seed {outcome.seed}", **style)
     cost.set(xlabel="samples, in 3 dimensions", ylabel="CPU time of the test [s]", xscale="log", yscale="log")
@@ -106,7 +106,7 @@ def valleys(outcomes: Sequence[Any]) -> "Figure":
         axes.plot(positions, gaps.T, **{**style, "linestyle": "", "alpha": 0.5})
         axes.plot(positions, np.exp(np.log(gaps).mean(0)), label=arm, **{**style, "marker": None})
     axes.set_xticks(positions, list(names.values()))
-    axes.set(xlabel="width", ylabel="median (objective - optimum) / loss at zero", yscale="log")
+    axes.set(xlabel="width", ylabel="median distance / loss at zero", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
