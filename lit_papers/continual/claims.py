@@ -110,9 +110,9 @@ def digits(classes: Sequence[int], seed: int, train_share: float = 0.8) -> Digit
     labels = torch.from_numpy(raw.target.astype(np.int64))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))  # of all: pairs do not overlap
     border = round(train_share * len(order))
-    first, rest = (part[torch.isin(labels[part], torch.tensor(list(classes)))] for part in order.split(
-        [border, len(order) - border]
-    ))  # fmt: skip
+    parts = torch.split(order, [border, len(order) - border])
+    wanted = torch.isin(labels, torch.tensor(list(classes)))
+    first, rest = (part[wanted[part]] for part in parts)
     return Digits(images[first], labels[first], images[rest], labels[rest])
 
 
@@ -140,7 +140,7 @@ def _learned(
         data = digits(classes, seed if data_seed is None else data_seed)
         for epoch in range(number * epochs, (number + 1) * epochs):
             order = torch.randperm(len(data.labels), generator=_generator(seed, epoch, 0, "order"))
-            for batch, rows in enumerate(order.split(64)):
+            for batch, rows in enumerate(torch.split(order, 64)):
                 step = Step(
                     data.images[rows],
                     data.labels[rows],

@@ -53,6 +53,7 @@ def panel_figure(panel: Panel, errors: Mapping[str, Sequence[float]]) -> Figure:
         ImportError: matplotlib is missing.
     """
     figure, (axis,) = new_figure(1, 1)
+    figure.set_size_inches(6.4, 4.4)  # the legend is wide
     for curve in panel.curves:
         style, found = STYLES[curve.style], errors[curve.key]
         x = [value - curve.offset for value in panel.values]
