@@ -58,6 +58,8 @@ def of_arms(outcomes: Sequence[Any]) -> "Figure":
     relative.legend(fontsize=8)
     raw.set(xlabel="order of interaction m / (n - 2)", ylabel="strength S [log-odds]; dotted: floor")
     log_scale(raw)
+    lowest = min((value for run in outcomes for value in _curve([run], "S_")[1] if value > 0), default=1.0)
+    raw.set_ylim(bottom=lowest / 20)  # where all contexts are evaluated the floor is rounding, far below
     for style, (key, label) in zip(STYLES, (("val_acc", "clean"), ("under_attack", "under attack")), strict=False):
         for place, runs in enumerate(arms.values()):
             values = [run.values[key] for run in runs if key in run.values]
@@ -84,7 +86,7 @@ def gradients(outcomes: Sequence[Any]) -> "Figure":
     for style, (arm, runs) in zip(STYLES[1:], _by_arm(outcomes).items(), strict=False):
         curves = [run.values["measured"] for run in runs]
         mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-        axis.plot(runs[0].values["share"], mean, label=f"measured, {arm}", markersize=4, **style)
+        axis.plot(runs[0].values["share"], mean, label=f"measured, {arm}" if arm else "measured", markersize=4, **style)
     first = outcomes[0].values
     axis.plot(first["share"], first["theory"], label="theory", markersize=4, **STYLES[0])
     axis.set(xlabel="order of interaction m / (n - 2)", ylabel="gradient by that of order 0", yscale="log")
