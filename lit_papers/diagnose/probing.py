@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_papers.diagnose.entries import Data, Entry, Setting
+from lit_papers.diagnose.entries import Data, Entry
+from lit_papers.diagnose.plans import Setting
 from lit_papers.lens import Lens, Moment, NotApplicable, Subject
 from lit_papers.lens import data as readings
 
