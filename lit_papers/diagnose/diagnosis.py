@@ -1,6 +1,5 @@
 """The diagnosis itself: which lenses fit, how thoroughly they look, and looking."""
 
-import io
 import math
 import time
 import warnings
@@ -15,23 +14,24 @@ from lightning.pytorch import Trainer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from lit_papers.diagnose import figures
 from lit_papers.diagnose.accuracies import accuracy_matrix
 from lit_papers.diagnose.budget import share_out
 from lit_papers.diagnose.checkpoints import Checkpoint, read_checkpoints, weights_of
+from lit_papers.diagnose.concluding import account, conclude, empty, reason_into
 from lit_papers.diagnose.control import fresh_weights
-from lit_papers.diagnose.entries import ENTRIES, Data, Entry, Plan
+from lit_papers.diagnose.entries import ENTRIES, Data, Entry
 from lit_papers.diagnose.names import FORGETTING, check_names
+from lit_papers.diagnose.plans import Plan
 from lit_papers.diagnose.probing import Probe, said_of
 from lit_papers.diagnose.provenance import network_facts, not_finite, provenance
-from lit_papers.diagnose.report import Finding, Report, Shown
+from lit_papers.diagnose.report import Finding, Report
 from lit_papers.interactions.players import Players
-from lit_papers.lens import Call, Lens, NotApplicable, Subject, Unpack
+from lit_papers.lens import Call, NotApplicable, Subject, Unpack
 from lit_papers.lens import data as readings
 from lit_papers.lens.streams import streams_kept
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _SECONDS_FIGURE = 0.7  # of computing
 _PASS = {"train": "reading the training data", "validation": "reading the validation data"}
@@ -203,7 +203,7 @@ class _Diagnosis:
     ) -> list[Finding]:
         """Findings in the order of `ENTRIES`, made from cheap to dear."""
         entries = {entry.name: entry for entry in ENTRIES if entry.name in chosen}
-        findings = {name: _empty(entry) for name, entry in entries.items()}
+        findings = {name: empty(entry) for name, entry in entries.items()}
         with weights_of(self.moments[-1], self.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again when it counts
             self._broken = not_finite(self.model)
@@ -216,7 +216,7 @@ class _Diagnosis:
         setting.checkpoints = [moment.path for moment in self.moments if moment.path is not None]
         plans: dict[str, list[Plan]] = {}
         for name, entry in entries.items():
-            with _reason_into(findings[name]):
+            with reason_into(findings[name]):
                 if entry.gathers and probe.failure is not None:
                     raise self._explained(probe.failure)
                 plans[name] = entry.plans(setting)
@@ -303,19 +303,19 @@ class _Diagnosis:
                 if number == 0:
                     tasks = [task for task in tasks if self._is_checked(task, findings[task.entry.name])]
                 for task in tasks:
-                    with _account(findings[task.entry.name]):
+                    with account(findings[task.entry.name]):
                         if number == 0 and task.entry.control:
                             task.history += self._control(task)
                         task.history.append(self._look(task, number, checkpoint))
         for name in dict.fromkeys(task.entry.name for task in tasks):
             mine = [task for task in tasks if task.entry.name == name]
-            with _account(findings[name]):
-                _conclude(mine, findings[name], over_time=len(self.moments) > 1)
+            with account(findings[name]):
+                conclude(mine, findings[name], over_time=len(self.moments) > 1)
 
     def _is_checked(self, task: "_Task", finding: Finding) -> bool:
         """Whether a plan fits: the first, or a humbler one."""
         fits = False
-        with _account(finding):
+        with account(finding):
             task.subject = self.subject(task.data, task.limit)
             refusal: NotApplicable | None = None
             for plan in task.plans:
@@ -383,101 +383,10 @@ class _Task:
     subject: Any = None
 
 
-def _conclude(tasks: Sequence[_Task], finding: Finding, *, over_time: bool) -> None:
-    """Status, shown numbers and figures, from what the tasks of a lens found."""
-    finding.histories = {task.data: task.history for task in tasks if task.history}
-    found = {data: [each for each in history if "reason" not in each] for data, history in finding.histories.items()}
-    found = {data: history for data, history in found.items() if any(each["epoch"] for each in history)}
-    if not found:
-        told = [each["reason"] for history in finding.histories.values() for each in history if "reason" in each]
-        finding.reason = finding.reason or (told[0] if told else "nothing was measured")
-        return
-    finding.status, finding.reason = "measured", None
-    finding.shown = _shown(tasks[0].entry, found, over_time)
-    finding.figures = _drawn(tasks[0].entry, tasks[0].lens, found, finding, over_time)
-
-
 def _as_it_is(trainer: Trainer | None) -> Checkpoint:
     if trainer is None:
         return Checkpoint(None, 0, 1)
     return Checkpoint(None, trainer.global_step, max(1, trainer.current_epoch))
-
-
-def _empty(entry: Entry) -> Finding:
-    return Finding(entry.name, entry.title, "failed", entry.what, entry.error, entry.source)
-
-
-@contextmanager
-def _reason_into(finding: Finding) -> Iterator[None]:
-    """What keeps a lens from looking becomes the reason on the page."""
-    try:
-        yield
-    except (NotApplicable, TypeError) as error:  # the latter asks for `unpack`
-        refused = isinstance(error, NotApplicable) or "unpack" in str(error)
-        finding.status, finding.reason = ("does not apply", str(error)) if refused else ("failed", said_of(error))
-    except Exception as error:  # a stranger's network, loader or data set may raise anything
-        finding.status, finding.reason = "failed", str(error) if type(error) is ValueError else said_of(error)
-
-
-@contextmanager
-def _account(finding: Finding) -> Iterator[None]:
-    """Time, refusals and errors of a lens go to its finding; so do our warnings, which stand on the page alone."""
-    begun = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught, _reason_into(finding):
-        warnings.simplefilter("always")
-        yield
-    finding.seconds += time.perf_counter() - begun
-    told = (str(warning.message) for warning in caught if _is_ours(warning))
-    finding.notes += [message for message in dict.fromkeys(told) if message not in finding.notes]
-
-
-def _shown(entry: Entry, histories: Mapping[str, Sequence[Mapping[str, Any]]], over_time: bool) -> list[Shown]:
-    shown = []
-    for row in entry.rows:
-        if row.when == "over time" and not over_time:
-            continue
-        for data, history in histories.items():
-            value = history[-1].get(row.key)
-            if isinstance(value, float):
-                error = history[-1].get(row.error) if row.error else None
-                several = data if len(histories) > 1 else ""
-                scaled = None if error is None else row.scale * error
-                shown.append(Shown(row.label, row.key, several, row.scale * value, scaled, row.meaning))
-    return shown
-
-
-def _drawn(
-    entry: Entry,
-    lens: Lens,
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    finding: Finding,
-    over_time: bool,
-) -> dict[str, bytes]:
-    """The figures as PNG; one that cannot be drawn is a note."""
-    rows = [(row.key, row.label, row.error) for row in entry.rows if row.when != "now"]
-    wanted: dict[str, Callable[[], Figure | None]] = {
-        entry.caption or entry.title: lambda: entry.draw(lens, histories),
-    }
-    if over_time:
-        trained = {
-            data: [each for each in history if each["checkpoint"] != "untrained"] for data, history in histories.items()
-        }
-        wanted["Over the checkpoints"] = lambda: figures.over_steps(trained, rows)
-    found = {}
-    for caption, draw in wanted.items():
-        try:
-            figure = draw()
-            if figure is not None:
-                content = io.BytesIO()
-                figure.savefig(content, format="png")
-                found[caption] = content.getvalue()
-        except Exception as error:  # no figure ends a diagnosis
-            finding.notes.append(f"the figure {caption!r} could not be drawn: {said_of(error)}")
-    return found
-
-
-def _is_ours(warning: warnings.WarningMessage) -> bool:
-    return "lit_papers" in warning.filename and not issubclass(warning.category, (DeprecationWarning, FutureWarning))
 
 
 def _too_dear(least: float, remaining: float) -> str:

@@ -1,7 +1,6 @@
 """Trying a network on a batch or two: what it takes, and how long it takes."""
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_papers.diagnose.entries import Data, Entry, Setting
+from lit_papers.diagnose.entries import Data, Entry
+from lit_papers.diagnose.plans import Setting
 from lit_papers.lens import Lens, Moment, NotApplicable, Subject
 from lit_papers.lens import data as readings
 
-_FIRST = 4  # samples that are tried before anything else
+_FIRST, _GROWTH = 4, 4  # samples that are tried first, and how their number grows
 _BATCH_SHARE = 1 / 60  # of the time, that a batch may take
 _PARTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
 _FEWEST, _FEWEST_SAMPLES = 2, 32  # of a pass: batches, and samples in them
@@ -44,7 +44,6 @@ class Probe:
         self._datasets = datasets
         self._gathering = [entry for entry in entries if entry.gathers]
         self._begin, self._each = 0.0, 0.0  # seconds of a pass: to begin with, and for each batch
-        self._per_sample = math.nan
         self._slowness = 1.0
         self._most: int | None = None
 
@@ -69,19 +68,23 @@ class Probe:
         return self._most
 
     def _time(self, seconds: float) -> None:
+        """Try ever larger batches, up to the loader's own or to one that takes a large part of the time."""
         data = self._datasets[0]
-        small = self._subject_of(data, most=_FIRST)
-        _ = small.route
-        lenses, trial = self._checked(small, data)
-        moment, taken = _passed(trial, 1)
-        indexed = readings.is_indexed(small.loader)
-        self._per_sample = self._agreed(small, taken / _FIRST) if indexed else math.nan
-        own = getattr(self._subject_of(data).loader, "batch_size", None) or 1
-        if indexed and self._per_sample * own > _BATCH_SHARE * seconds:
-            self._most = max(_FIRST, int(_BATCH_SHARE * seconds / self._per_sample))
-            begin, each = 0.0, self._per_sample * self._most
+        own = self._subject_of(data)
+        indexed = readings.is_indexed(own.loader)
+        whole = (getattr(own.loader, "batch_size", None) or 1) if indexed else 1
+        size, allowed = _FIRST, _BATCH_SHARE * seconds
+        while size < whole:
+            lenses, trial = self._checked(self._subject_of(data, most=size), data)
+            moment, taken = _passed(trial, 1)
+            taken = self._agreed(own, taken)
+            if taken * min(_GROWTH, whole / size) > _GROWTH * allowed:
+                self._most = max(_FIRST, int(size * allowed / taken))
+                begin, each = 0.0, taken * self._most / size
+                break
+            size *= _GROWTH
         else:
-            lenses, trial = self._checked(self._subject_of(data), data)
+            lenses, trial = self._checked(own, data)
             _, first = _passed(trial, 1)
             moment, three = _passed(trial, 3)
             each = max((three - first) / 2, 0.1 * three)
@@ -91,12 +94,13 @@ class Probe:
             with suppress(Exception):  # of a few samples there may be no numbers
                 lens.look(moment, prepared, [])
         begin += time.perf_counter() - begun
-        self._begin, self._each = self._agreed(small, begin), self._agreed(small, each)
+        self._begin, self._each = self._agreed(own, begin), self._agreed(own, each)
         for name in self._datasets:
             if any(name in entry.data for entry in self._gathering):
                 self.batches[name] = _number_of(self._subject_of(name, most=self._most))
 
     def _checked(self, subject: Subject, data: Data) -> tuple[list[tuple[Lens, Any]], Subject]:
+        _ = subject.route
         trial = copy.copy(subject)
         trial._gatherings, trial.asked = {}, []
         lenses: list[tuple[Lens, Any]] = []

@@ -52,7 +52,8 @@ def provenance(
     for moment in moments:
         if moment.path is not None:
             facts[moment.path.name] = f"step {moment.step}, sha256 {moment.digest}..., {moment.path}"
-    if Path(sys.argv[0]).name in ("__main__.py", "lit-papers"):
+    ours = Path(sys.argv[0]).name in ("__main__.py", "lit-papers")
+    if ours and sys.argv[1:2] in (["diagnose"], ["fit"]):
         facts["command"] = shlex.join(["python", "-m", "lit_papers", *sys.argv[1:]])
     return facts
 

@@ -17,7 +17,12 @@ CONFIG = {
         "init_args": {"network": "mlp", "num_classes": 10, "input_shape": [1, 8, 8], "loss": "mse"},
     },
     "data": {"class_path": "lit_papers.datamodules.Digits", "init_args": {"samples_per_class": 20}},
-    "trainer": {"accelerator": "cpu", "max_epochs": 30, "min_epochs": 20},
+    "trainer": {
+        "accelerator": "cpu",
+        "max_epochs": 30,
+        "min_epochs": 20,
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logged"}},
+    },
     "ckpt_path": None,  # as a run's file has it
     "weights_only": None,
 }
@@ -81,7 +86,17 @@ def test_a_network_that_needs_a_gpu_is_one_line(config: str, capsys: pytest.Capt
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_page_of_a_run(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", config, "--lenses", "collapse,central_path,cost", "--minutes", "10", "--out", "page"]
+    arguments = [
+        "--config",
+        config,
+        "--lenses",
+        "collapse,central_path,cost",
+        "--minutes",
+        "10",
+        "--out",
+        "page",
+        "--log",
+    ]
     assert main(["diagnose", *arguments]) == 0
     found = json.loads(Path("page/report.json").read_text())
     assert {lens["name"]: lens["status"] for lens in found["lenses"]} == dict.fromkeys(
@@ -92,6 +107,8 @@ def test_a_page_of_a_run(config: str, capsys: pytest.CaptureFixture[str]) -> Non
         path["histories"]["train"][0]["loss"] > 0
     )  # weight decay is read from the optimizer, which no step was made by
     assert "page/report.html" in capsys.readouterr().out
+    (logged,) = Path("logged").rglob("metrics.csv")
+    assert "diagnose/central_path/loss" in logged.read_text()
 
 
 def test_the_overlay_adds_the_page_to_a_run(capsys: pytest.CaptureFixture[str]) -> None:
