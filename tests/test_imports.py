@@ -9,7 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPERS = {
     "continual", "convex_relu", "diffstride", "expressiveness", "interactions", "local_sgd", "neural_collapse",
 }  # fmt: skip
-COMMAND_LINE = {"cli", "lightning_cli", "tuning", "catalog", "parser_errors", "locations", "__main__"}
+COMMAND_LINE = {
+    "cli",
+    "lightning_cli",
+    "tuning",
+    "trials",
+    "reproduce",
+    "catalog",
+    "parser_errors",
+    "locations",
+    "__main__",
+}
 # scripts with a command line of their own, which become claims; nothing may be added
 KNOWN_UPWARD = {f"lit_papers.{paper}.experiment" for paper in ("continual", "diffstride", "interactions")}
 

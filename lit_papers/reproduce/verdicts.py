@@ -19,6 +19,7 @@ FAILED, NOT_RUN = "failed", "not run here"
 _T95 = (6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125, 1.7959, 1.7823, 1.7709,
         1.7613, 1.7531, 1.7459, 1.7396, 1.7341, 1.7291, 1.7247)  # fmt: skip
 _NORMAL95 = 1.6449
+_ROUNDING = 1e-6  # relative; kept results have six digits
 
 
 class RuleError(ValueError):
@@ -113,13 +114,13 @@ def _bare(text: str) -> str:
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as tables have them: two digits of the deviation, at most four of the mean.
 
-    Where all values are equal there is no deviation to show.
+    Where all values are equal, but for rounding, there is no deviation to show.
 
     >>> spread([1.0, 2.0, 3.0]), spread([0.0123, 0.0134]), spread([2.0, 2.0]), spread([5e-9, 6e-9])
     ('2.0 ± 1.0', '.01285 ± .00078', '2', '5.50e-09 ± 7.07e-10')
     """
     mean = statistics.fmean(values)
-    if not math.isfinite(mean) or min(values) == max(values):
+    if not math.isfinite(mean) or max(values) - min(values) <= _ROUNDING * abs(mean):
         return number(mean)
     deviation = statistics.stdev(values)
     if mean == 0 or not 1e-3 <= abs(mean) < 1e5:
@@ -204,7 +205,8 @@ def _every(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
     values = [v for arm in _arms(rule, outcomes).values() for outcome in arm for v in _scaled(rule, outcome)]
     holds = all(low <= value <= high for value in values)  # NaN is in no range
     shown = number(min(values)) if min(values) == max(values) else f"{number(min(values))} to {number(max(values))}"
-    text = f"{_named(rule)}{_range_text(low, high)} in all of {len(values)}: {shown}"
+    asked = f" = {number(low)}" if low == high else _range_text(low, high).replace("<", "≤").replace(">", "≥")
+    text = f"{_named(rule)}{asked} in all of {len(values)}: {shown}"
     return Verdict(HOLDS if holds else FAILS, text)
 
 

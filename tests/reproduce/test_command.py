@@ -60,7 +60,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan_module, "MODULE", "actor_of_runs")
     monkeypatch.setattr(plan_module, "PRELOAD", ())
     monkeypatch.setattr(catalog, "CONFIG_FOLDER", tmp_path / "configs")
-    monkeypatch.setattr(results_module, "ROOMS", tmp_path / "rooms")
+    for module in (results_module, command, tables):
+        monkeypatch.setattr(module, "ROOMS", tmp_path / "rooms")
     yield
     for group in groups(tmp_path):
         end_group(group)

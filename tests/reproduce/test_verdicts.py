@@ -137,7 +137,7 @@ def test_the_worst_rule_decides_and_all_are_told() -> None:
     rules = [{"rule": "every", "value": "v", "below": 5}, {"rule": "bound", "value": "v", "below": 1.1}]
     verdict = judge(rules, runs("a", 1, 1.1, 0.9))
     assert verdict.word == WITHIN
-    assert "v < 5" in verdict.because
+    assert "v ≤ 5" in verdict.because
     assert "1.00 ± .10" in verdict.because
 
 
