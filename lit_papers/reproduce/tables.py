@@ -51,6 +51,8 @@ def unequal_cost(claim: Claim, results: Results) -> str:
     names = [name for name in dict.fromkeys(named) if name in arms]
     said = []
     for key in claim.cost:
+        if key != "seconds" and any(key not in outcome.values for outcome in results.outcomes):
+            continue  # results of an earlier claim
         means = {
             name: statistics.fmean(o.seconds if key == "seconds" else float(o.values[key]) for o in arms[name])
             for name in names
