@@ -111,7 +111,7 @@ def verdict_of(claim: Claim, results: Results | None) -> Verdict:
         needed = claim.needs_in_words()
         return Verdict(f"{NOT_RUN} (needs {needed})" if needed else "not run yet", "")
     try:
-        return judge(claim.rules, results.outcomes)
+        return judge(claim.rules, results.outcomes, claim.show)
     except RuleError:
         if not is_old(claim, results):
             raise

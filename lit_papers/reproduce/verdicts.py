@@ -75,17 +75,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def judge(rules: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> Verdict:
+def judge(
+    rules: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome], titles: Mapping[str, str] | None = None
+) -> Verdict:
     """The verdict of all rules together: the worst of them, with every reason.
 
     Args:
         rules: as `check_rule` accepts them.
         outcomes: of all runs of the claim.
+        titles: what values are called to the reader, where that is not their name.
 
     Raises:
         RuleError: a rule names a value or an arm that is not there.
     """
-    verdicts = [RULES[rule["rule"]].judge(rule, outcomes) for rule in rules]
+    verdicts = [RULES[rule["rule"]].judge({**rule, "titles": titles or {}}, outcomes) for rule in rules]
     order = [FAILS, WITHIN, HOLDS]
     worst = min((verdict.word for verdict in verdicts), key=order.index)
     return Verdict(worst, "; ".join(verdict.because for verdict in verdicts))
@@ -184,7 +187,13 @@ def _scaled(rule: Mapping[str, Any], outcome: Outcome) -> list[float]:
 
 
 def _named(rule: Mapping[str, Any]) -> str:
-    return f"{rule['value']} / {rule['per']}" if "per" in rule else str(rule["value"])
+    return f"{_title(rule, 'value')} / {_title(rule, 'per')}" if "per" in rule else _title(rule, "value")
+
+
+def _title(rule: Mapping[str, Any], key: str) -> str:
+    """What the value that stands under a key of a rule is called to the reader."""
+    titles: Mapping[str, str] = rule.get("titles", {})
+    return titles.get(rule[key], str(rule[key]))
 
 
 def _bound(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
@@ -224,8 +233,8 @@ def _equality(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
                 error = 0.0 if one == other else abs(one - other) / scale
                 worst = error if not error <= worst else worst  # NaN stays
     word = HOLDS if worst <= rule["tolerance"] else FAILS
-    text = f"{rule['value']} = {rule['to']}: largest relative difference {number(worst)}, allowed {rule['tolerance']:g}"
-    return Verdict(word, text)
+    asked = f"{_named(rule)} = {_title(rule, 'to')}"
+    return Verdict(word, f"{asked}: largest relative difference {number(worst)}, allowed {rule['tolerance']:g}")
 
 
 def _paired(better: list[Outcome], worse: list[Outcome], key: str, is_ratio: bool) -> list[float]:
@@ -257,7 +266,7 @@ def _difference(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict
             said.append(f"{spread(pairs)} more than {name}")
     asked = f", {number(factor)} times asked" if factor is not None else ""
     asked = asked or (f", {number(rule['margin'])} asked" if rule.get("margin") else "")
-    return Verdict(_worst(words), f"{rule['value']} of {rule['more']}: {', '.join(said)}{asked}")
+    return Verdict(_worst(words), f"{_named(rule)} of {rule['more']}: {', '.join(said)}{asked}")
 
 
 def _ordering(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
@@ -270,7 +279,7 @@ def _ordering(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
     verdicts = [_difference(pair, outcomes) for pair in pairs]
     arms = by_arm(outcomes)
     said = [f"{name} {spread([_number(o, rule['value']) for o in _arm(arms, name)])}" for name in names]
-    return Verdict(_worst([verdict.word for verdict in verdicts]), f"{rule['value']} grows: {' < '.join(said)}")
+    return Verdict(_worst([verdict.word for verdict in verdicts]), f"{_named(rule)} grows: {' < '.join(said)}")
 
 
 def _slope(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
@@ -287,7 +296,7 @@ def _slope(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
         logs = [(math.log(x), math.log(y)) for x, y in points]
         slopes.append(statistics.linear_regression(*zip(*logs, strict=True)).slope)
     low, high = rule.get("above", -math.inf), rule.get("below", math.inf)
-    text = f"slope of {rule['value']} over {rule['over']}{_range_text(low, high)}: {spread(slopes)}"
+    text = f"slope of {_named(rule)} over {_title(rule, 'over')}{_range_text(low, high)}: {spread(slopes)}"
     return Verdict(_by_side(interval(slopes), low, high), text)
 
 

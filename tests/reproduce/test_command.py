@@ -239,7 +239,7 @@ def test_what_is_written_into_a_checkout(
     assert main(["reproduce", "--write"]) == 0
     out = capfd.readouterr().out
     assert "written" in out
-    assert "| Scores are positive. (section 1) | **holds** |" in top.read_text()
+    assert "| Scores are positive. | **holds** | 2 | `played/score` |" in top.read_text()
     assert "stale" not in top.read_text()
     assert top.read_text().endswith("<!-- /reproduce -->\nend\n")
     assert "| x 5 | 5.005 ± .007 | 1 | 2 |" in room.read_text()

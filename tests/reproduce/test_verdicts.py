@@ -141,6 +141,16 @@ def test_the_worst_rule_decides_and_all_are_told() -> None:
     assert "1.00 ± .10" in verdict.because
 
 
+def test_values_have_titles() -> None:
+    rules = [
+        {"rule": "every", "value": "v", "per": "v", "below": 5},
+        {"rule": "equality", "value": "v", "to": "v", "tolerance": 0},
+    ]
+    because = judge(rules, runs("a", 1, 2), {"v": "height [m]"}).because
+    assert because.startswith("height [m] / height [m] ≤ 5")
+    assert "height [m] = height [m]: largest" in because
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
