@@ -67,20 +67,17 @@ def central_path(
         last: time at which the flow ends.
 
     Returns:
-        ``simulated`` and ``predicted``, singular values at seven times, all in a row; ``spread_first`` and
-        ``spread_last``, how far they are apart: largest over smallest; ``slope``, of log(singular value) over log(time)
-        between the last two times.
+        ``simulated`` and ``predicted``, singular values at seven times, all in a row; ``excess_first`` and
+        ``excess_last``, by how much the largest exceeds the smallest, relative to it.
     """
     draw = torch.Generator().manual_seed(seed)
     omega0 = (0.1 + 2.9 * torch.rand(num_classes - 1, generator=draw, dtype=torch.float64)).sort(descending=True).values
     times = torch.cat([torch.zeros(1), torch.logspace(0, torch.tensor(last).log10().item(), 6)]).double()
     path = simulate_central_path(omega0, times, num_classes, samples_per_class, num_features, generator=draw)
     predicted = central_path_closed_form(omega0, times, num_classes, samples_per_class)
-    late = path.omega[-2:, -1].log()
     return {
         "simulated": path.omega.flatten().tolist(),
         "predicted": predicted.flatten().tolist(),
-        "spread_first": float(path.omega[0, 0] / path.omega[0, -1]),
-        "spread_last": float(path.omega[-1, 0] / path.omega[-1, -1]),
-        "slope": float((late[1] - late[0]) / (times[-1] / times[-2]).log()),
+        "excess_first": float(path.omega[0, 0] / path.omega[0, -1]) - 1,
+        "excess_last": float(path.omega[-1, 0] / path.omega[-1, -1]) - 1,
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lit_papers.mistakes import INTERRUPTED, TERMINATED
 from lit_papers.reproduce.claims import Claim, ClaimError, find_claims
 from lit_papers.reproduce.results import ROOMS, Results, is_old, kept, kept_path, verdict_of
-from lit_papers.reproduce.verdicts import FAILED, NOT_RUN, RuleError, Verdict
+from lit_papers.reproduce.verdicts import FAILED, FAILS, HOLDS, NOT_RUN, WITHIN, RuleError, Verdict
 from lit_papers.trials.processes import Terminated, sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _list(claims: Sequence[Claim]) -> int:
             table.add_section()
         results = kept(claim)
         word = verdict_of(claim, results).word
-        if results is not None and is_old(claim, results):
+        if results is not None and word in (HOLDS, WITHIN, FAILS) and is_old(claim, results):
             word += " (as it was; changed since)"
         cells = (claim.path, claim.statement, claim.source, f"{claim.minutes:g}", word)
         table.add_row(*map(escape, cells))

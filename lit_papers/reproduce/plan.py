@@ -94,15 +94,22 @@ def _request(claim: Claim, arm: str) -> dict[str, Any]:
 
 def _resolve(requests: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What each request is made of, with all defaults; kept as long as neither our code nor a version changes."""
-    identity = {"resolve": list(requests), "code": code(), "versions": versions()}
-    run = Run(folder / ".resolved" / fingerprint(identity), {"resolve": list(requests)}, identity)
-    failed: list[str] = []
-    run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None, PRELOAD)
-    answer = run.answer()
-    if answer is None:
-        raise ClaimError(f"the configurations of the claims cannot be read: {failed[0]}")
-    resolved: list[dict[str, Any]] = answer["resolved"]
-    return resolved
+    made_by = {"code": code(), "versions": versions()}
+    kept = [{"resolve": request, **made_by} for request in requests]
+    answers = [Run(folder / ".resolved" / fingerprint(identity), {}, identity) for identity in kept]
+    missing = [index for index, each in enumerate(answers) if each.answer() is None]
+    if missing:  # all by one process
+        asked = [requests[index] for index in missing]
+        identity = {"resolve": asked, **made_by}
+        run = Run(folder / ".resolved" / "all", {"resolve": asked}, identity)
+        failed: list[str] = []
+        run_all(MODULE, [run], 1, lambda _, reason: failed.append(reason) if reason else None, PRELOAD)
+        answer = run.answer()
+        if answer is None:
+            raise ClaimError(f"the configurations of the claims cannot be read: {failed[0]}")
+        for index, whole in zip(missing, answer["resolved"], strict=True):
+            answers[index].seal(whole)
+    return [each.answer() or {} for each in answers]
 
 
 def code() -> str:

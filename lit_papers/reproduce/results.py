@@ -11,7 +11,7 @@ from typing import Any
 
 import lit_papers
 from lit_papers.reproduce.claims import Claim
-from lit_papers.reproduce.verdicts import NOT_RUN, Outcome, Verdict, judge
+from lit_papers.reproduce.verdicts import NOT_RUN, Outcome, RuleError, Verdict, judge
 
 ROOMS = Path(__file__).parents[1]
 
@@ -102,11 +102,20 @@ def kept(claim: Claim) -> Results | None:
 
 
 def verdict_of(claim: Claim, results: Results | None) -> Verdict:
-    """The verdict of a claim by its results; *not run here* and what it needs, where there are none."""
+    """The verdict of a claim by its results; *not run here* and what it needs, where there are none.
+
+    Raises:
+        RuleError: the results have not what the claim asks for, though they are of this claim.
+    """
     if results is None:
         needed = claim.needs_in_words()
         return Verdict(f"{NOT_RUN} (needs {needed})" if needed else "not run yet", "")
-    return judge(claim.rules, results.outcomes)
+    try:
+        return judge(claim.rules, results.outcomes, claim.show)
+    except RuleError:
+        if not is_old(claim, results):
+            raise
+        return Verdict("not run since it was changed", "")
 
 
 def is_old(claim: Claim, results: Results) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_papers.reproduce.claims import Claim, find_claims, papers
@@ -51,6 +51,8 @@ def unequal_cost(claim: Claim, results: Results) -> str:
     names = [name for name in dict.fromkeys(named) if name in arms]
     said = []
     for key in claim.cost:
+        if key != "seconds" and any(key not in outcome.values for outcome in results.outcomes):
+            continue  # results of an earlier claim
         means = {
             name: statistics.fmean(o.seconds if key == "seconds" else float(o.values[key]) for o in arms[name])
             for name in names
@@ -64,15 +66,28 @@ def unequal_cost(claim: Claim, results: Results) -> str:
     return f"At unequal cost: {'; '.join(said)}." if said else ""
 
 
-def summary(claims: Sequence[Claim], results_of: Callable[[Claim], Results | None] = kept) -> str:
+def summary(claims: Sequence[Claim]) -> str:
     """One row a claim: what is claimed, where, whether it holds here, and what was measured."""
     rows = []
-    for claim in claims:
-        results = results_of(claim)
-        verdict = verdict_of(claim, results)
-        seeds = str(len({outcome.seed for outcome in results.outcomes})) if results else ""
+    for claim, verdict, seeds in _verdicts(claims):
         rows.append([f"{claim.statement} ({claim.source})", _word(verdict), verdict.because, seeds, f"`{claim.path}`"])
     return _markdown(["claim", "here", "measured", "seeds", "`reproduce ...`"], rows) + "\n"
+
+
+def overview(claims: Sequence[Claim]) -> str:
+    """One row a claim of any paper, without the figures, which are in the papers' READMEs."""
+    rows = [[claim.statement, _word(verdict), seeds, f"`{claim.path}`"] for claim, verdict, seeds in _verdicts(claims)]
+    return _markdown(["claim", "here", "seeds", "`reproduce ...`"], rows) + "\n"
+
+
+def _verdicts(claims: Sequence[Claim]) -> list[tuple[Claim, Verdict, str]]:
+    """Each claim with its verdict by the kept results, and how many seeds these have."""
+    found = []
+    for claim in claims:
+        results = kept(claim)
+        seeds = str(len({outcome.seed for outcome in results.outcomes})) if results else ""
+        found.append((claim, verdict_of(claim, results), seeds))
+    return found
 
 
 def _word(verdict: Verdict) -> str:
@@ -97,7 +112,7 @@ def block(name: str) -> str:
         (claim,) = find_claims([name])
         results = kept(claim)
         return arms_table(claim, results) if results else f"{verdict_of(claim, None).word}.\n"
-    return summary(find_claims([] if name == "all" else [name]))
+    return overview(find_claims([])) if name == "all" else summary(find_claims([name]))
 
 
 def readmes() -> list[Path]:

@@ -19,6 +19,7 @@ FAILED, NOT_RUN = "failed", "not run here"
 _T95 = (6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125, 1.7959, 1.7823, 1.7709,
         1.7613, 1.7531, 1.7459, 1.7396, 1.7341, 1.7291, 1.7247)  # fmt: skip
 _NORMAL95 = 1.6449
+_ROUNDING = 1e-6  # relative; kept results have six digits
 
 
 class RuleError(ValueError):
@@ -74,17 +75,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def judge(rules: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> Verdict:
+def judge(
+    rules: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome], titles: Mapping[str, str] | None = None
+) -> Verdict:
     """The verdict of all rules together: the worst of them, with every reason.
 
     Args:
         rules: as `check_rule` accepts them.
         outcomes: of all runs of the claim.
+        titles: what values are called to the reader, where that is not their name.
 
     Raises:
         RuleError: a rule names a value or an arm that is not there.
     """
-    verdicts = [RULES[rule["rule"]].judge(rule, outcomes) for rule in rules]
+    verdicts = [RULES[rule["rule"]].judge({**rule, "titles": titles or {}}, outcomes) for rule in rules]
     order = [FAILS, WITHIN, HOLDS]
     worst = min((verdict.word for verdict in verdicts), key=order.index)
     return Verdict(worst, "; ".join(verdict.because for verdict in verdicts))
@@ -113,13 +117,13 @@ def _bare(text: str) -> str:
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation, as tables have them: two digits of the deviation, at most four of the mean.
 
-    Where all values are equal there is no deviation to show.
+    Where all values are equal, but for rounding, there is no deviation to show.
 
     >>> spread([1.0, 2.0, 3.0]), spread([0.0123, 0.0134]), spread([2.0, 2.0]), spread([5e-9, 6e-9])
     ('2.0 ± 1.0', '.01285 ± .00078', '2', '5.50e-09 ± 7.07e-10')
     """
     mean = statistics.fmean(values)
-    if not math.isfinite(mean) or min(values) == max(values):
+    if not math.isfinite(mean) or max(values) - min(values) <= _ROUNDING * abs(mean):
         return number(mean)
     deviation = statistics.stdev(values)
     if mean == 0 or not 1e-3 <= abs(mean) < 1e5:
@@ -183,7 +187,13 @@ def _scaled(rule: Mapping[str, Any], outcome: Outcome) -> list[float]:
 
 
 def _named(rule: Mapping[str, Any]) -> str:
-    return f"{rule['value']} / {rule['per']}" if "per" in rule else str(rule["value"])
+    return f"{_title(rule, 'value')} / {_title(rule, 'per')}" if "per" in rule else _title(rule, "value")
+
+
+def _title(rule: Mapping[str, Any], key: str) -> str:
+    """What the value that stands under a key of a rule is called to the reader."""
+    titles: Mapping[str, str] = rule.get("titles", {})
+    return titles.get(rule[key], str(rule[key]))
 
 
 def _bound(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
@@ -204,7 +214,8 @@ def _every(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
     values = [v for arm in _arms(rule, outcomes).values() for outcome in arm for v in _scaled(rule, outcome)]
     holds = all(low <= value <= high for value in values)  # NaN is in no range
     shown = number(min(values)) if min(values) == max(values) else f"{number(min(values))} to {number(max(values))}"
-    text = f"{_named(rule)}{_range_text(low, high)} in all of {len(values)}: {shown}"
+    asked = f" = {number(low)}" if low == high else _range_text(low, high).replace("<", "≤").replace(">", "≥")
+    text = f"{_named(rule)}{asked} in all of {len(values)}: {shown}"
     return Verdict(HOLDS if holds else FAILS, text)
 
 
@@ -222,8 +233,8 @@ def _equality(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
                 error = 0.0 if one == other else abs(one - other) / scale
                 worst = error if not error <= worst else worst  # NaN stays
     word = HOLDS if worst <= rule["tolerance"] else FAILS
-    text = f"{rule['value']} = {rule['to']}: largest relative difference {number(worst)}, allowed {rule['tolerance']:g}"
-    return Verdict(word, text)
+    asked = f"{_named(rule)} = {_title(rule, 'to')}"
+    return Verdict(word, f"{asked}: largest relative difference {number(worst)}, allowed {rule['tolerance']:g}")
 
 
 def _paired(better: list[Outcome], worse: list[Outcome], key: str, is_ratio: bool) -> list[float]:
@@ -255,7 +266,7 @@ def _difference(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict
             said.append(f"{spread(pairs)} more than {name}")
     asked = f", {number(factor)} times asked" if factor is not None else ""
     asked = asked or (f", {number(rule['margin'])} asked" if rule.get("margin") else "")
-    return Verdict(_worst(words), f"{rule['value']} of {rule['more']}: {', '.join(said)}{asked}")
+    return Verdict(_worst(words), f"{_named(rule)} of {rule['more']}: {', '.join(said)}{asked}")
 
 
 def _ordering(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
@@ -268,7 +279,7 @@ def _ordering(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
     verdicts = [_difference(pair, outcomes) for pair in pairs]
     arms = by_arm(outcomes)
     said = [f"{name} {spread([_number(o, rule['value']) for o in _arm(arms, name)])}" for name in names]
-    return Verdict(_worst([verdict.word for verdict in verdicts]), f"{rule['value']} grows: {' < '.join(said)}")
+    return Verdict(_worst([verdict.word for verdict in verdicts]), f"{_named(rule)} grows: {' < '.join(said)}")
 
 
 def _slope(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
@@ -285,7 +296,7 @@ def _slope(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
         logs = [(math.log(x), math.log(y)) for x, y in points]
         slopes.append(statistics.linear_regression(*zip(*logs, strict=True)).slope)
     low, high = rule.get("above", -math.inf), rule.get("below", math.inf)
-    text = f"slope of {rule['value']} over {rule['over']}{_range_text(low, high)}: {spread(slopes)}"
+    text = f"slope of {_named(rule)} over {_title(rule, 'over')}{_range_text(low, high)}: {spread(slopes)}"
     return Verdict(_by_side(interval(slopes), low, high), text)
 
 

@@ -52,6 +52,11 @@ class Run:
         values: dict[str, Any] = answer["values"]
         return values
 
+    def seal(self, values: dict[str, Any]) -> None:
+        """Keep the values, as those of the run that it is now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_answer(self.folder, {"fingerprint": self.fingerprint, "values": values})
+
 
 def write_answer(folder: Path, values: dict[str, Any]) -> None:
     """In the process of a run: leave what it has found, in one step, so that half an answer is none."""
@@ -119,7 +124,7 @@ def _finish(run: Run, process: Call) -> str | None:
         values = json.loads((run.folder / ANSWER).read_text())
     except (OSError, ValueError):
         return f"it left no answer (what it printed: {process.log})"
-    write_answer(run.folder, {"fingerprint": run.fingerprint, "values": values})
+    run.seal(values)
     return None
 
 

@@ -27,5 +27,4 @@ def test_simulated_features_follow_the_closed_form() -> None:
     found = claims.central_path(0, num_classes=3, samples_per_class=4, num_features=3, last=200.0)
     assert len(found["simulated"]) == len(found["predicted"]) == 7 * 2
     assert found["simulated"] == pytest.approx(found["predicted"], rel=1e-6)
-    assert 1 < found["spread_last"] < found["spread_first"]
-    assert 0 < found["slope"] < 1
+    assert 0 < found["excess_last"] < found["excess_first"]

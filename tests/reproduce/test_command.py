@@ -60,7 +60,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan_module, "MODULE", "actor_of_runs")
     monkeypatch.setattr(plan_module, "PRELOAD", ())
     monkeypatch.setattr(catalog, "CONFIG_FOLDER", tmp_path / "configs")
-    monkeypatch.setattr(results_module, "ROOMS", tmp_path / "rooms")
+    for module in (results_module, command, tables):
+        monkeypatch.setattr(module, "ROOMS", tmp_path / "rooms")
     yield
     for group in groups(tmp_path):
         end_group(group)
@@ -233,13 +234,13 @@ def test_what_is_written_into_a_checkout(
     (rooms / "played").mkdir(parents=True)
     (rooms.parent / "pyproject.toml").touch()
     top, room = rooms.parent / "README.md", rooms / "played/README.md"
-    top.write_text("# All\n<!-- reproduce: all -->\nold\n<!-- /reproduce -->\nend\n")
+    top.write_text("# All\n<!-- reproduce: all -->\nstale\n<!-- /reproduce -->\nend\n")
     room.write_text("<!-- reproduce: played/score -->\n<!-- /reproduce -->\n")
     assert main(["reproduce", "--write"]) == 0
     out = capfd.readouterr().out
     assert "written" in out
-    assert "| Scores are positive. (section 1) | **holds** |" in top.read_text()
-    assert "old" not in top.read_text()
+    assert "| Scores are positive. | **holds** | 2 | `played/score` |" in top.read_text()
+    assert "stale" not in top.read_text()
     assert top.read_text().endswith("<!-- /reproduce -->\nend\n")
     assert "| x 5 | 5.005 ± .007 | 1 | 2 |" in room.read_text()
     kept = rooms / "played/results/score.json"
@@ -259,6 +260,9 @@ def test_what_is_written_into_a_checkout(
     write(tmp_path, 3, 5, version=2)
     assert main(["reproduce", "--list"]) == 0
     assert "holds (as it was; changed since)" in capfd.readouterr().out
+    write(tmp_path, 3, 5, version=2, test={"rule": "bound", "value": "other", "above": 0})
+    assert main(["reproduce", "--list"]) == 0
+    assert "not run since it was changed" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

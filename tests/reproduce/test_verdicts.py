@@ -137,8 +137,18 @@ def test_the_worst_rule_decides_and_all_are_told() -> None:
     rules = [{"rule": "every", "value": "v", "below": 5}, {"rule": "bound", "value": "v", "below": 1.1}]
     verdict = judge(rules, runs("a", 1, 1.1, 0.9))
     assert verdict.word == WITHIN
-    assert "v < 5" in verdict.because
+    assert "v ≤ 5" in verdict.because
     assert "1.00 ± .10" in verdict.because
+
+
+def test_values_have_titles() -> None:
+    rules = [
+        {"rule": "every", "value": "v", "per": "v", "below": 5},
+        {"rule": "equality", "value": "v", "to": "v", "tolerance": 0},
+    ]
+    because = judge(rules, runs("a", 1, 2), {"v": "height [m]"}).because
+    assert because.startswith("height [m] / height [m] ≤ 5")
+    assert "height [m] = height [m]: largest" in because
 
 
 @pytest.mark.parametrize(
