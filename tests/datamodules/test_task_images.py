@@ -97,6 +97,7 @@ def test_samples_of_every_usual_form(make: Any) -> None:
     assert made.memory_dataloader(0).data.images.shape == (20, 3, 6, 5)
 
 
+@pytest.mark.packages
 def test_rows_of_hugging_face() -> None:
     datasets = pytest.importorskip("datasets")
     pil = pytest.importorskip("PIL.Image")
