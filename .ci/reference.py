@@ -39,6 +39,7 @@ def main(target: Path) -> int:
     for picture in (ROOT / "sweeps").glob("*.png"):
         (target / "sweeps").mkdir(exist_ok=True)
         shutil.copy(picture, target / "sweeps")
+    _take_out_links_to_what_has_no_entry(target)
     # pdoc finds no source of the fields that a NamedTuple makes, and needs none
     complaints = {str(each.message) for each in caught if "Cannot determine where" not in str(each.message)}
     complaints |= _broken_links(target)
@@ -72,6 +73,17 @@ def _page(readme: Path, module: str) -> str:
         return found[1][1:-1]  # a file that has no page
 
     return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", link, readme.read_text(encoding="utf-8"))
+
+
+def _take_out_links_to_what_has_no_entry(target: Path) -> None:
+    """Inherited and private names have none on the page where pdoc links them; the name stays."""
+    for page in target.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        entries = set(re.findall(r'\bid="([^"]+)"', text))
+        kept = re.sub(
+            r'<a href="#([\w.]+)">(.*?)</a>', lambda found: found[0] if found[1] in entries else found[2], text
+        )
+        page.write_text(kept, encoding="utf-8")
 
 
 def _broken_links(target: Path) -> set[str]:
