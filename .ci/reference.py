@@ -80,9 +80,11 @@ def _take_out_links_to_what_has_no_entry(target: Path) -> None:
     for page in target.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         entries = set(re.findall(r'\bid="([^"]+)"', text))
-        kept = re.sub(
-            r'<a href="#([\w.]+)">(.*?)</a>', lambda found: found[0] if found[1] in entries else found[2], text
-        )
+
+        def name(found: re.Match[str], entries: set[str] = entries) -> str:
+            return found[0] if found[1] in entries else found[2]
+
+        kept = re.sub(r'<a href="#([\w.]+)">(.*?)</a>', name, text)
         page.write_text(kept, encoding="utf-8")
 
 
