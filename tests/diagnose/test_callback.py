@@ -20,7 +20,9 @@ def diagnosis() -> Diagnosis:
     return Diagnosis(minutes=10, lenses=[*LENSES, "interactions", "cost"], classifier="head")
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=["plain", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow)], ids=["plain", "bf16-mixed"]
+)
 def test_training_is_bit_identical(options: dict[str, str], tmp_path: Path) -> None:
     guest.check_leaves_no_trace(lambda: [diagnosis()], tmp_path, **options)
 

@@ -83,6 +83,7 @@ def test_a_task_of_torchgeo(tmp_path: Path) -> None:
     check(report, tmp_path, set(wanted))
 
 
+@pytest.mark.slow
 def test_a_graph_network_on_pairs(tmp_path: Path) -> None:
     geometric = pytest.importorskip("torch_geometric")
     from torch_geometric.loader import DataLoader as GraphLoader
