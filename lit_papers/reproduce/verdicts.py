@@ -212,7 +212,9 @@ def _every(rule: Mapping[str, Any], outcomes: Sequence[Outcome]) -> Verdict:
     """Every number of every run, divided by ``per``, lies from ``above`` to ``below``, both included: no statistics."""
     low, high = rule.get("above", -math.inf), rule.get("below", math.inf)
     values = [v for arm in _arms(rule, outcomes).values() for outcome in arm for v in _scaled(rule, outcome)]
-    holds = all(low <= value <= high for value in values)  # NaN is in no range
+    # single precision logs .1 as .100000001; NaN is in no range
+    least, most = low - _ROUNDING * abs(low), high + _ROUNDING * abs(high)
+    holds = all(least <= value <= most for value in values)
     shown = number(min(values)) if min(values) == max(values) else f"{number(min(values))} to {number(max(values))}"
     asked = f" = {number(low)}" if low == high else _range_text(low, high).replace("<", "≤").replace(">", "≥")
     text = f"{_named(rule)}{asked} in all of {len(values)}: {shown}"

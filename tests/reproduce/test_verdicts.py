@@ -65,6 +65,8 @@ def test_every() -> None:
     assert word(runs("a", [1, 2], [2, 3.1]), rule="every", value="v", below=3) == FAILS
     assert word(runs("a", 1.0), rule="every", value="v", below=1) == HOLDS  # no statistics: one run will do
     assert word(runs("a", math.nan), rule="every", value="v", below=1) == FAILS
+    assert word(runs("a", 0.10000000149), rule="every", value="v", below=0.1) == HOLDS  # .1 in single precision
+    assert word(runs("a", 0.1001), rule="every", value="v", below=0.1) == FAILS
 
 
 def test_what_is_divided_by_another_value() -> None:
