@@ -66,7 +66,6 @@ def accuracy_against_cost(outcomes: Sequence[Any]) -> "Figure":
         style = STYLES[kinds.index(arm.split()[0]) % len(STYLES)]
         axis.errorbar(cost, mean, spread, **{**style, "linestyle": "none"}, capsize=3)
         axis.annotate(arm, (cost, mean), xytext=(5, 4), textcoords="offset points", fontsize="x-small")
-    axis.set_xscale("log")
     axis.set(xlabel=r"cost of a sample after training ($10^6$ multiply-adds)", ylabel="accuracy (%)")
     axis.margins(x=0.25)
     axis.grid(alpha=0.3, which="both")
