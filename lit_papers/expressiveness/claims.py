@@ -80,7 +80,7 @@ def architecture_bounds(seed: int, *, layers: int = 1) -> dict[str, float]:
             differences.append(_within(values, colours))
             if plan.tight and found.bound.rounds is not None:  # so many layers have no endless rounds
                 tight += 1
-                missed += len((values / _RESOLUTION).round().unique(dim=0)) < len(colours.unique())
+                missed += len(torch.unique((values / _RESOLUTION).round(), dim=0)) < len(torch.unique(colours))
     return {
         "architectures": len(ARCHITECTURES),
         "broken": sum(difference > _ROUNDING for difference in differences),
@@ -121,13 +121,14 @@ def _colours(graphs: Any, claimed: Bound) -> Tensor:
     """Colours of nodes, or of graphs, by the test that bounds an expression; all its statements are of equal sizes."""
     test = "cr" if claimed.test == "cr" else f"{claimed.k}-fwl"
     if claimed.level == "graph":
-        return spread(graph_hash(graphs, test, claimed.rounds)) + graphs.ptr.diff()
+        sizes: Tensor = graphs.ptr.diff()
+        return spread(graph_hash(graphs, test, claimed.rounds)) + sizes
     return vertex_hash(graphs, test, claimed.rounds)
 
 
 def _within(values: Tensor, colours: Tensor) -> float:
     """The largest difference between values of one colour."""
-    _, group = colours.unique(return_inverse=True)
+    _, group = torch.unique(colours, return_inverse=True)
     index = group[:, None].expand_as(values)
     shape = (int(group.max()) + 1, values.shape[1])
     low, high = (

@@ -343,12 +343,13 @@ class Moment:
 
     Attributes:
         subject: what is looked at.
-        untrained: whether no optimizer step was made yet; False where there is no trainer.
+        untrained: whether a training has made no optimizer step yet; False where nothing is trained.
     """
 
     def __init__(self, subject: Subject, gatherings: dict[Hashable, Gathering]) -> None:
         self.subject = subject
-        self.untrained = subject.trainer is not None and subject.trainer.global_step == 0
+        trainer = subject.trainer  # that evaluates a checkpoint has made no step either
+        self.untrained = trainer is not None and trainer.state.fn == "fit" and trainer.global_step == 0
         self._gatherings = gatherings
         self._results: dict[Hashable, Any] | None = None
         self._head: tuple[Tensor, Tensor | None] | None = None

@@ -111,6 +111,14 @@ def test_the_control_is_the_untrained_network_with_all_samples() -> None:
     assert [entry["epoch"] for entry in callback.history] == [0, 1, 2]
 
 
+def test_a_network_that_is_evaluated_counts_as_trained() -> None:
+    callback = strength(n_samples=12)
+    fit_nothing = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(callbacks=[callback], **fit_nothing).validate(Project(mostly_class_0()), verbose=False)
+    assert not callback.history
+    assert callback.evaluated[-1]["n_samples"] == 4  # of the 12 it gets those of class 0 right
+
+
 def mostly_class_0() -> nn.Linear:
     """Says class 0 to everything; a third of the samples are of it."""
     network = nn.Linear(FEATURES, 3)
