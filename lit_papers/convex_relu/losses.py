@@ -136,7 +136,8 @@ def without_mean(nu: Tensor, y: Tensor, loss: Loss, weights: Tensor | None = Non
     # the probabilities y + nu are mixed with one constant row `rest`, chosen so that the sums vanish
     shares = nu.new_ones(len(nu)) if weights is None else weights
     mean, excess = (shares @ y) / shares.sum(), nu.sum(0) / shares.sum()
-    room = torch.where(excess > 0, mean / excess, torch.inf).min()
+    over = torch.where(excess > 0, excess, 1.0)  # a gradient must not meet 1 / 0, also where it is not taken
+    room = torch.where(excess > 0, mean / over, torch.inf).min()
     if not room.isfinite():
         return nu
     part = 1 / (1 + room)

@@ -47,7 +47,11 @@ def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float 
         best = max(best, problem.bound(dual.detach(), upper.item()))
         share = (problem.beta / upper).clamp_max(1.0)
         value = dual_value(share * dual, problem.y, problem.loss, problem.weights)
+        if not value.isfinite():
+            break
         (-value / problem.at_zero).backward()  # type: ignore[no-untyped-call]
+        if not all(each.grad is not None and each.grad.isfinite().all() for each in (outputs, relaxed.logs)):
+            break  # at the edge of the domain, where log 0 is met; what was found before holds
         climber.step()
         schedule.step()
     return best

@@ -10,6 +10,7 @@ from lit_papers.convex_relu.certificates import dual_norm, enumeration_free
 from lit_papers.convex_relu.cones import project_on_cone, project_on_cones
 from lit_papers.convex_relu.descent import climb, descend
 from lit_papers.convex_relu.landscape import global_optimality
+from lit_papers.convex_relu.losses import without_mean
 from lit_papers.convex_relu.networks import network_output, objective
 from lit_papers.convex_relu.problem import Problem
 from lit_papers.convex_relu.relaxation import largest_on_the_sphere, relaxed_bound
@@ -123,3 +124,15 @@ def test_climbing_comes_near_the_largest_correlation_and_never_above() -> None:
 def network_columns(x: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     ones = torch.eye(len(units), dtype=x.dtype)
     return torch.stack([network_output(x, units, row) for row in ones], 1)
+
+
+def test_the_ascent_has_a_gradient_where_a_class_has_no_excess() -> None:
+    y = torch.nn.functional.one_hot(torch.arange(6) % 3).double()
+    nu = torch.zeros(6, 3, dtype=torch.float64)
+    nu[0, 0], nu[0, 1] = 0.1 - 1.0, 0.9  # the third class has an excess of zero exactly
+    nu = nu.requires_grad_()
+    balanced = without_mean(nu, y, "cross_entropy")
+    torch.testing.assert_close(balanced.sum(0), torch.zeros(3, dtype=torch.float64))
+    balanced.square().sum().backward()
+    assert nu.grad is not None
+    assert nu.grad.isfinite().all()
