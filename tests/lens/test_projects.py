@@ -42,7 +42,7 @@ CALLBACKS: dict[str, Callable[[], Record]] = {
 }  # fmt: skip
 NEED_THE_HEAD = ("NeuralCollapse", "CentralPath")
 # masked inputs are sent through `forward`, which must tell the logits
-NEEDS_RESPOND = {"no forward", "forward(**batch)", "embedding before logits", "head used twice"}
+NEEDS_RESPOND = {"no forward", "forward(**batch)"}
 
 
 def train(project: Project, folder: Path, callbacks: list[Callback]) -> tuple[LightningModule, dict[str, Any]]:
