@@ -5,6 +5,7 @@ Each paper's README is the page of its package. Any warning, and any link or pic
 
 import ast
 import importlib
+import os
 import pkgutil
 import re
 import shutil
@@ -28,6 +29,8 @@ def main(target: Path) -> int:
     for paper in PAPERS:
         module = importlib.import_module(f"lit_papers.{paper}")
         module.__doc__ = _page(ROOT / "lit_papers" / paper / "README.md", f"lit_papers/{paper}")
+    target.mkdir(parents=True, exist_ok=True)
+    os.chdir(target)  # beside a folder of the package's name pdoc would ask which is meant
     pdoc.render.configure(docformat="google", math=True, search=False)
     with warnings.catch_warnings(record=True) as caught:  # what others warn of when they are imported is not ours
         warnings.simplefilter("always")

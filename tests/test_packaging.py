@@ -20,7 +20,7 @@ def tree() -> set[str]:
     files = set()
     for folder, installed in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".md", ".json") or path.name == "py.typed":
+            if path.suffix in (".py", ".yaml", ".md", ".json", ".ipynb") or path.name == "py.typed":
                 files.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
     return files
 
