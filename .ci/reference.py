@@ -42,7 +42,7 @@ def main(target: Path) -> int:
     for picture in (ROOT / "sweeps").glob("*.png"):
         (target / "sweeps").mkdir(exist_ok=True)
         shutil.copy(picture, target / "sweeps")
-    _take_out_links_to_what_has_no_entry(target)
+    _mend(target)
     # pdoc finds no source of the fields that a NamedTuple makes, and needs none
     complaints = {str(each.message) for each in caught if "Cannot determine where" not in str(each.message)}
     complaints |= _broken_links(target)
@@ -78,8 +78,8 @@ def _page(readme: Path, module: str) -> str:
     return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", link, readme.read_text(encoding="utf-8"))
 
 
-def _take_out_links_to_what_has_no_entry(target: Path) -> None:
-    """Inherited and private names have none on the page where pdoc links them; the name stays."""
+def _mend(target: Path) -> None:
+    """Take out links to inherited and private names, which have no entry on the page, and let pictures fit into it."""
     for page in target.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         entries = set(re.findall(r'\bid="([^"]+)"', text))
@@ -88,6 +88,7 @@ def _take_out_links_to_what_has_no_entry(target: Path) -> None:
             return found[0] if found[1] in entries else found[2]
 
         kept = re.sub(r'<a href="#([\w.]+)">(.*?)</a>', name, text)
+        kept = kept.replace("</head>", "<style>img { max-width: 100%; }</style></head>").replace("::</p>", ":</p>")
         page.write_text(kept, encoding="utf-8")
 
 
