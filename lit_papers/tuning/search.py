@@ -250,6 +250,7 @@ class Search:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # we record it ourselves
             trial = self.study.ask(self.distributions)
+        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))  # at once: killed before, it runs for ever
         before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number and counts(t)]
         begun = [t for t in before if t.state != TrialState.WAITING]
         is_twice = self.sweep.method == "grid" and any(t.params == trial.params for t in before)
@@ -257,7 +258,6 @@ class Search:
             self.study.tell(trial.number, state=TrialState.FAIL)
             return None
         self._storage.record_heartbeat(trial._trial_id)
-        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))
         return trial
 
     def _start(self, trial: Trial, jobs: int) -> Running:
