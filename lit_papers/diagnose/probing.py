@@ -97,7 +97,7 @@ class Probe:
         self._begin, self._each = self._agreed(own, begin), self._agreed(own, each)
         for name in self._datasets:
             if any(name in entry.data for entry in self._gathering):
-                self.batches[name] = _number_of(self._subject_of(name, most=self._most))
+                self.batches[name] = readings.length(self._subject_of(name, most=self._most).loader)
 
     def _checked(self, subject: Subject, data: Data) -> tuple[list[tuple[Lens, Any]], Subject]:
         _ = subject.route
@@ -189,13 +189,6 @@ def _passed(subject: Subject, batches: int) -> tuple[Moment, float]:
     moment = subject.moment(None, list(dict.fromkeys(subject.asked)))
     moment.head()
     return moment, time.perf_counter() - begun
-
-
-def _number_of(subject: Subject) -> int | None:
-    try:
-        return len(subject.loader)
-    except (TypeError, NotImplementedError, AttributeError, ValueError):
-        return None
 
 
 def _is_of_graphs(batch: object) -> bool:

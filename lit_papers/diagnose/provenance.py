@@ -14,6 +14,7 @@ from torch import nn
 
 import lit_papers
 from lit_papers.diagnose.checkpoints import Checkpoint
+from lit_papers.lens import data as readings
 
 
 def network_facts(network: nn.Module, moments: Sequence[Checkpoint]) -> dict[str, Any]:
@@ -73,10 +74,7 @@ def not_finite(network: nn.Module) -> str | None:
 
 def _said_of_data(loader: Any) -> str:
     dataset = getattr(loader, "dataset", loader)
-    said = type(dataset).__name__
-    try:
-        said += f", {len(dataset)} samples"
-    except (TypeError, NotImplementedError, AttributeError):
-        said += ", of unknown length"
+    number = readings.length(dataset)
+    said = f"{type(dataset).__name__}, {'of unknown length' if number is None else f'{number} samples'}"
     size = getattr(loader, "batch_size", None)
     return said + (f", in batches of {size}" if size else "")

@@ -298,8 +298,8 @@ def _plan(loader: DataLoader[Any], max_batches: int | None) -> Iterator[Any]:
                 return
             yield batch
     else:
-        most = _length(batch_sampler) if max_batches is None else max_batches
-        left = _length(loader.dataset)
+        most = length(batch_sampler) if max_batches is None else max_batches
+        left = length(loader.dataset)
         for count, batch in enumerate(_twin(batch_sampler)):
             if (most is not None and count >= most) or (most is None and left is not None and left <= 0):
                 return
@@ -335,13 +335,14 @@ def _bounded(indices: Iterator[Any], sampler: Any, loader: DataLoader[Any], most
     """At most what was asked for; a sampler that never ends gives as many indices as there are samples."""
     sampler = _unwrapped(sampler, loader)
     if most is None:
-        most = _length(sampler)
+        most = length(sampler)
     if most is None:
-        most = _length(loader.dataset)
+        most = length(loader.dataset)
     return itertools.islice(indices, most)
 
 
-def _length(sized: Any) -> int | None:
+def length(sized: Any) -> int | None:
+    """How many a stranger's loader, data set or sampler has; None where it does not say, or cannot."""
     try:
         return len(sized)
     except (TypeError, NotImplementedError, AttributeError, OverflowError, ValueError):

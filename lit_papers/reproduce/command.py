@@ -12,6 +12,7 @@ from lit_papers.mistakes import INTERRUPTED, TERMINATED
 from lit_papers.reproduce.claims import Claim, ClaimError, find_claims
 from lit_papers.reproduce.results import ROOMS, Results, is_old, kept, kept_path, verdict_of
 from lit_papers.reproduce.verdicts import FAILED, FAILS, HOLDS, NOT_RUN, WITHIN, RuleError, Verdict
+from lit_papers.trials.arguments import at_least_one
 from lit_papers.trials.processes import Terminated, sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -63,23 +64,15 @@ def parser() -> argparse.ArgumentParser:
         help=f"which; default: all that need {LONGEST:g} minutes or less. A longer one runs when it is named",
     )
     made.add_argument("--list", action="store_true", help="show claims, their time and their verdict; run nothing")
-    made.add_argument("--jobs", type=_positive, default=1, help="runs side by side, each with one thread (default: 1)")
+    made.add_argument(
+        "--jobs", type=at_least_one, default=1, help="runs side by side, each with one thread (default: 1)"
+    )
     made.add_argument("--seeds", type=int, nargs="+", help="instead of those of the claims")
     made.add_argument("--out", type=Path, default=FOLDER, help="folder of the runs (default: %(default)s)")
     made.add_argument(
         "--write", action="store_true", help="keep results, figures and READMEs' tables with the code of a checkout"
     )
     return made
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
-    return number
 
 
 def _console() -> "Console":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lit_papers.extras import install_command
 from lit_papers.mistakes import INTERRUPTED, TERMINATED
+from lit_papers.trials.arguments import at_least_one
 from lit_papers.trials.processes import Terminated, sigterm_interrupts
 from lit_papers.tuning.sweep_file import Sweep, SweepFileError, find_sweep, read_sweep
 
@@ -55,25 +56,17 @@ def sweep_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sweep", help="a sweep file, or the name of a shipped one such as neural_collapse")
     parser.add_argument(
-        "--trials", type=_positive, help="trials of the study in all (default: the file's run_cap, or its whole grid)"
+        "--trials",
+        type=at_least_one,
+        help="trials of the study in all (default: the file's run_cap, or its whole grid)",
     )
-    parser.add_argument("--jobs", type=_positive, default=1, help="trials side by side (default: 1)")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="trials side by side (default: 1)")
     parser.add_argument(
         "--storage",
         help="database URL of the study, which several machines may share "
         "(default: sqlite file in runs/sweeps/<name of the sweep>)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
-    return number
 
 
 def _number_of_trials(sweep: Sweep, asked: int | None) -> int:

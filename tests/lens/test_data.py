@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lit_papers.lens.data import Reading, alone
+from lit_papers.lens.data import Reading, alone, length
 from lit_papers.lens.streams import streams_in, streams_kept
 
 ROWS = list(range(10))
@@ -133,3 +133,13 @@ def test_streams_come_back_also_after_an_exception() -> None:
     with pytest.raises(RuntimeError, match="on the way"):
         fail()
     assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError, AttributeError, OverflowError, ValueError])
+def test_what_cannot_say_its_length_has_none(error: type[Exception]) -> None:
+    class Endless:
+        def __len__(self) -> int:
+            raise error("no end")
+
+    assert length(Endless()) is None
+    assert length([1, 2]) == 2
