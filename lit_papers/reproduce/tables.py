@@ -5,11 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_papers.reproduce.claims import Claim, find_claims, papers
+from lit_papers.reproduce.claims import Claim, ClaimError, find_claims, papers
+from lit_papers.reproduce.measured import Measured, measured_path
 from lit_papers.reproduce.results import ROOMS, Results, kept, verdict_of
 from lit_papers.reproduce.verdicts import Outcome, Verdict, by_arm, spread
 
-_BLOCK = re.compile(r"(<!-- reproduce: (?P<name>[\w/]+) -->\n)(?P<body>.*?)(<!-- /reproduce -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (?P<kind>reproduce|measured): (?P<name>[\w/]+) -->\n)(?P<body>.*?)(<!-- /(?P=kind) -->)", re.DOTALL
+)
 _NOTICEABLE = 1.05  # ratio of costs from which on they are unequal; of seconds, which vary, it is this:
 _NOTICEABLE_SECONDS = 1.25
 
@@ -115,6 +118,18 @@ def block(name: str) -> str:
     return overview(find_claims([])) if name == "all" else summary(find_claims([name]))
 
 
+def measured_block(name: str) -> str:
+    """What stands in a README between ``<!-- measured: PAPER/TABLE -->`` and ``<!-- /measured -->``.
+
+    Raises:
+        ClaimError: there is no such table.
+    """
+    path = measured_path(name)
+    if not path.is_file():
+        raise ClaimError(f"there is no measured table {name!r}: no file {path}")
+    return _markdown(*Measured.read(path).table()) + "\n"
+
+
 def readmes() -> list[Path]:
     """The READMEs of a checkout that may have blocks; of an installation, those of the papers."""
     top = ROOMS.parent / "README.md"
@@ -123,7 +138,8 @@ def readmes() -> list[Path]:
 
 def rewritten(text: str) -> str:
     """A README with all its blocks as the results say."""
-    return _BLOCK.sub(lambda found: found[1] + block(found["name"]) + found[4], text)
+    blocks = {"reproduce": block, "measured": measured_block}
+    return _BLOCK.sub(lambda found: found[1] + blocks[found["kind"]](found["name"]) + found[5], text)
 
 
 def write_readmes() -> list[Path]:
@@ -140,5 +156,7 @@ def write_readmes() -> list[Path]:
 
 def missing_blocks(texts: Mapping[Path, str]) -> list[str]:
     """Papers with claims of which no README has the table."""
-    named = {found["name"] for text in texts.values() for found in _BLOCK.finditer(text)}
+    named = {
+        found["name"] for text in texts.values() for found in _BLOCK.finditer(text) if found["kind"] == "reproduce"
+    }
     return [paper for paper in papers() if paper not in named]

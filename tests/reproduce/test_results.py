@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lit_papers import catalog
-from lit_papers.reproduce import tables
-from lit_papers.reproduce.claims import find_claims, papers
+from lit_papers.reproduce import measured, tables
+from lit_papers.reproduce.claims import ClaimError, find_claims, papers
+from lit_papers.reproduce.measured import Measured, measured_path
 from lit_papers.reproduce.results import Results, is_old, kept, verdict_of
 from lit_papers.reproduce.verdicts import Outcome
 
@@ -46,6 +47,27 @@ def test_no_results_without_a_claim() -> None:
     known = {(claim.paper, claim.name) for claim in CLAIMS}
     files = {(path.parents[1].name, path.stem) for path in (ROOT / "lit_papers").glob("*/results/*.json")}
     assert files <= known
+
+
+def test_every_measured_table_is_shown() -> None:
+    texts = "".join(path.read_text(encoding="utf-8") for path in tables.readmes())
+    for path in (ROOT / "lit_papers").glob("*/results/measured/*.json"):
+        assert f"<!-- measured: {path.parents[2].name}/{path.stem} -->" in texts
+
+
+def test_a_measured_table_goes_to_a_file_and_into_a_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "ROOMS", tmp_path)
+    rows = {"ours": {"time [s]": 0.123456, "beside it": 1.0}, "a|b": {"time [s]": 12}}
+    Measured.of(rows, "pytest", {}).write(measured_path("paper/table"))
+    text = "<!-- measured: paper/table -->\n1\n<!-- /measured -->\n"
+    written = tables.rewritten(text)
+    assert "| ours | .123 | 1 |\n| a\\|b | 12 |  |\n" in written
+    assert tables.rewritten(written.replace(".123", ".124")) == written
+    with pytest.raises(ClaimError, match="no measured table 'paper/other'"):
+        tables.rewritten(text.replace("table", "other"))
+    measured_path("paper/table").write_text('{"row": {}}')
+    with pytest.raises(ValueError, match=r"table.json holds no measured table"):
+        tables.rewritten(text)
 
 
 def test_a_changed_number_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
