@@ -20,6 +20,8 @@ from lit_papers.continual.augmentations import SSLTransform
 from lit_papers.continual.buffer import ReservoirBuffer
 from lit_papers.continual.knn import knn_scores
 from lit_papers.continual.methods import LUMP, Finetune, Step
+from lit_papers.reproduce.measured import Cell
+from tests.benchmarks.conftest import Keep
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]  # where others load the machine
 ROUNDS, WARM_UP = 9, 2
@@ -36,8 +38,13 @@ def medians(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def times(other: float, ours: float) -> dict[str, Cell]:
+    """Cells of a row: CPU time of the other, named in the row, and of ours."""
+    return {"other [ms]": 1e3 * other, "ours [ms]": 1e3 * ours, "other / ours": other / ours}
+
+
 @pytest.mark.parametrize(("size", "count", "least"), [(32, 256, 4.0), (224, 16, 1.5)])
-def test_augmentation_beside_single_images_and_kornia(size: int, count: int, least: float) -> None:
+def test_augmentation_beside_single_images_and_kornia(size: int, count: int, least: float, keep: Keep) -> None:
     """One view of each image, the authors' SimSiam augmentation: PIL one by one, kornia, ours."""
     transforms = pytest.importorskip("torchvision.transforms")
     kornia = pytest.importorskip("kornia.augmentation")
@@ -71,6 +78,9 @@ def test_augmentation_beside_single_images_and_kornia(size: int, count: int, lea
     )
     ratios = [seconds[name] / seconds["ours"] for name in ("PIL", "kornia")]
     print(f"\n{size} px: {', '.join(f'{k} {1e3 * v / count:.2f} ms an image' for k, v in seconds.items())}, {ratios}")
+    for peer, name in (("PIL", "PIL, image by image"), ("kornia", "kornia, a batch")):
+        row = f"augment an image of {size} x {size}; {name}"
+        keep("continual/speed", row, times(seconds[peer] / count, seconds["ours"] / count))
     assert ratios[0] >= least
     assert ratios[1] >= 2
 
@@ -90,7 +100,7 @@ class InPlace:
 
 
 @pytest.mark.parametrize(("slots", "size"), [(5000, 32), (2000, 224)])
-def test_the_reservoir_beside_one_in_place(slots: int, size: int) -> None:
+def test_the_reservoir_beside_one_in_place(slots: int, size: int, keep: Keep) -> None:
     """Batches of 64 images, when twice as many images as there are slots were offered."""
     ours, plain = ReservoirBuffer(slots), InPlace(slots, (3, size, size))
     images = torch.randint(256, (64, 3, size, size), dtype=torch.uint8)
@@ -100,10 +110,12 @@ def test_the_reservoir_beside_one_in_place(slots: int, size: int) -> None:
     seconds = medians({"in place": lambda: plain.add(images), "ours": lambda: ours.add(images=images)})
     ratio = seconds["ours"] / seconds["in place"]
     print(f"\n{slots} x {size} px: {', '.join(f'{k} {1e3 * v:.2f} ms' for k, v in seconds.items())}, {ratio:.2f}")
+    row = f"offer 64 images to a full memory of {slots} x {size} px; a reservoir in place, image by image"
+    keep("continual/speed", row, times(seconds["in place"], seconds["ours"]))
     assert ratio <= 2
 
 
-def test_a_step_of_lump_beside_finetuning() -> None:
+def test_a_step_of_lump_beside_finetuning(keep: Keep) -> None:
     """Of a ResNet of width 16 on 64 images of 32 x 32, with 5000 full slots; it augments twice as many images."""
     pytest.importorskip("lightly")
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)
@@ -127,6 +139,8 @@ def test_a_step_of_lump_beside_finetuning() -> None:
     seconds = medians(steps)
     ratio = seconds["LUMP"] / seconds["Finetune"]
     print(f"\na step: {', '.join(f'{k} {1e3 * v:.0f} ms' for k, v in seconds.items())}, {ratio:.2f}")
+    row = "LUMP's step with 5000 slots, ResNet of width 16, 64 images of 32 px; Finetune's"
+    keep("continual/speed", row, times(seconds["Finetune"], seconds["LUMP"]))
     assert ratio <= 1.1
 
 
@@ -147,7 +161,7 @@ def data(bank: int, queries: int, classes: int) -> tuple[torch.Tensor, torch.Ten
     return torch.randn(queries, 512, generator=generator) + centers[:1], features, labels
 
 
-def test_neighbours_agree_and_are_as_fast() -> None:
+def test_neighbours_agree_and_are_as_fast(keep: Keep) -> None:
     query, bank, labels = data(10_000, 1000, 100)
     plain = one_hot_scores(query, bank, labels, 100).argmax(dim=1)
     assert torch.equal(knn_scores(query, bank, labels, 100).argmax(dim=1), plain)
@@ -160,6 +174,8 @@ def test_neighbours_agree_and_are_as_fast() -> None:
     )
     ratio = seconds["one-hot"] / seconds["streaming"]
     print(f"\nbank 10k, 1k queries: {', '.join(f'{k} {1e3 * v:.0f} ms' for k, v in seconds.items())}, {ratio:.2f}x")
+    row = "neighbours: bank 10,000, 1000 queries, 100 classes; one-hot, as lightly has it"
+    keep("continual/speed", row, times(seconds["one-hot"], seconds["streaming"]))
     assert ratio >= 0.9
 
 
@@ -187,11 +203,13 @@ ROOT = __file__.rsplit("/tests/", 1)[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and ru_maxrss in kilobytes")
-def test_neighbours_need_a_quarter_of_the_memory() -> None:
+def test_neighbours_need_a_quarter_of_the_memory(keep: Keep) -> None:
     """A bank of 50k x 512, 256 queries, 1000 classes."""
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     plain = peak("one_hot_scores(query, bank, labels, 1000)")
     ours = peak("knn_scores(query, bank, labels, 1000, max_bytes=2**25)")
     print(f"\npeak beyond the data: one-hot {plain:.0f} MB, streaming {ours:.0f} MB, ratio {plain / ours:.1f}")
+    cells: dict[str, Cell] = {"one-hot [MB]": plain, "ours [MB]": ours, "ratio": plain / ours}
+    keep("continual/memory", "bank 50,000, 256 queries, 1000 classes, beyond the data", cells)
     assert ours <= plain / 4
     assert ours < 64

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from lit_papers.diffstride import operators
 from lit_papers.diffstride.functional import diffstride, span_mask
 from lit_papers.diffstride.layers import DiffStride1d, DiffStride2d, SpectralPool2d
+from tests.benchmarks.conftest import Keep
 
 pytestmark = pytest.mark.benchmark
 
 ROUNDS, WARM_UP = 15, 3
+SHAPES = [((32, 64, 32, 32), 0.75), ((8, 64, 56, 56), 0.75), ((2, 64, 112, 112), 0.8), ((1, 64, 224, 224), 1.2)]
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -73,11 +75,8 @@ def saved_bytes(layer: Layer, maps: Tensor) -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize(
-    ("shape", "limit"),
-    [((32, 64, 32, 32), 0.75), ((8, 64, 56, 56), 0.75), ((2, 64, 112, 112), 0.8), ((1, 64, 224, 224), 1.2)],
-)
-def test_against_a_strided_convolution(shape: tuple[int, ...], limit: float) -> None:
+@pytest.mark.parametrize(("shape", "limit"), SHAPES)
+def test_against_a_strided_convolution(shape: tuple[int, ...], limit: float, keep: Keep) -> None:
     torch.manual_seed(0)
     maps = torch.randn(*shape, requires_grad=True)
     layers: dict[str, Layer] = {
@@ -97,6 +96,9 @@ def test_against_a_strided_convolution(shape: tuple[int, ...], limit: float) -> 
     print(f"\n{'x'.join(map(str, shape))}: forward and backward beside a strided convolution; saved beside the input")
     for name, each in seconds.items():
         print(f"  {name:28} {each / unit:5.2f}x   {memory[name]:5.2f}x")
+        keep("diffstride/speed", name, {"x".join(map(str, shape)): each / unit})
+        if shape == SHAPES[0][0]:
+            keep("diffstride/speed", name, {"kept, beside the input": memory[name]})
     assert seconds["DiffStride"] <= limit * unit
     assert max(seconds["spectral pooling"], seconds["DiffStride, frozen"]) <= 0.6 * limit * unit
     assert seconds["DiffStride"] <= 0.6 * seconds["mask, then gather"]
@@ -105,7 +107,7 @@ def test_against_a_strided_convolution(shape: tuple[int, ...], limit: float) -> 
     assert memory["spectral pooling"] == memory["DiffStride, frozen"] == 0
 
 
-def test_channels_last_costs_what_contiguous_maps_do() -> None:
+def test_channels_last_costs_what_contiguous_maps_do(keep: Keep) -> None:
     layer = DiffStride2d(2.0)
     plain = torch.randn(32, 64, 32, 32)
     maps = {
@@ -122,6 +124,7 @@ def test_channels_last_costs_what_contiguous_maps_do() -> None:
                 seconds[name].append(time.process_time() - begin)
     ratio = statistics.median(seconds["channels_last"]) / statistics.median(seconds["contiguous"])
     print(f"\nchannels_last beside contiguous maps: {ratio:.2f}x")
+    keep("diffstride/speed", "DiffStride, channels_last beside contiguous", {"32x64x32x32": ratio})
     assert ratio <= 1.15
 
 

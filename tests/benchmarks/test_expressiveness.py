@@ -21,6 +21,8 @@ from lit_papers.datamodules import GraphPairs
 from lit_papers.expressiveness.graphs import atlas, cfi, make_graph
 from lit_papers.expressiveness.tensor_language import evaluate, parse
 from lit_papers.expressiveness.weisfeiler_leman import colour_refinement, folklore_wl, graph_hash
+from lit_papers.reproduce.measured import Cell
+from tests.benchmarks.conftest import Keep
 from tests.expressiveness.small import REFERENCE, batch
 
 pytestmark = pytest.mark.benchmark
@@ -64,8 +66,15 @@ def interleaved(contestants: dict[str, tuple[Callable[[], Any], int]], rounds: i
     return best
 
 
-@pytest.mark.parametrize("name", ["atlas", "random n=1000", "random 3-regular, 2 x 2000"])
-def test_colour_refinement(name: str) -> None:
+ROWS = {
+    "atlas": "the atlas, 8475 nodes in all",
+    "random n=1000": "random, 1000 nodes, 10,000 edges",
+    "random 3-regular, 2 x 2000": "two random 3-regular graphs, 4000 nodes",
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_colour_refinement(name: str, keep: Keep) -> None:
     torch.set_num_threads(1)
     if name == "atlas":
         union = batch(*atlas())
@@ -104,11 +113,14 @@ def test_colour_refinement(name: str) -> None:
     ours = best.pop("ours")
     ratios = ", ".join(f"{peer} {seconds / ours:.0f} times" for peer, seconds in best.items())
     print(f"\n{name}: {len(same)} classes after {rounds} rounds; ours {ours * 1e3:.2f} ms, {ratios}")
+    keep("expressiveness/speed", ROWS[name], {"ours [ms]": 1e3 * ours})
+    for peer, seconds in best.items():
+        keep("expressiveness/speed", ROWS[name], {f"{peer}, times ours": seconds / ours})
     assert best["networkx"] >= 25 * ours
     assert best["PyG"] >= 50 * ours
 
 
-def test_colour_refinement_is_linear() -> None:
+def test_colour_refinement_is_linear(keep: Keep) -> None:
     torch.set_num_threads(1)
     seconds = []
     for nodes in (10_000, 1_000_000):
@@ -121,15 +133,18 @@ def test_colour_refinement_is_linear() -> None:
         assert found.num_classes > nodes // 2
         seconds.append(taken)
     print(f"\n4 rounds on 10^5 and 10^7 edges: {seconds[0] * 1e3:.1f} ms and {seconds[1]:.2f} s")
+    for edges, taken in zip(("100,000", "10,000,000"), seconds, strict=True):
+        keep("expressiveness/large", f"four rounds, {edges} edges", {"ours [ms]": 1e3 * taken})
     assert seconds[1] < 100 * 8 * seconds[0]  # a hundred times the edges, out of the cache
 
 
-def test_two_folklore_on_brec() -> None:
+def test_two_folklore_on_brec(keep: Keep) -> None:
     pairs = [batch(pair.first, pair.second) for pair in GraphPairs("brec", REFERENCE).pairs]
     seconds, found = timed(lambda: [graph_hash(pair, "2-fwl") for pair in pairs])
     print(
         f"\n2-FWL to stability on all 400 pairs of BREC: {seconds:.1f} s, {sum(bool(a != b) for a, b in found)} apart"
     )
+    keep("expressiveness/large", "2-FWL to stability, all 400 pairs of BREC", {"ours [ms]": 1e3 * seconds})
     assert seconds < 60
 
 
@@ -148,12 +163,14 @@ def by_dictionary(graph: Any, rounds: int) -> list[int]:
     return [colours[u, v] for u, v in itertools.product(range(n), repeat=2)]  # type: ignore[misc]
 
 
-def test_two_folklore_against_a_dictionary() -> None:
+def test_two_folklore_against_a_dictionary(keep: Keep) -> None:
     graph = cfi(networkx.circulant_graph(9, [1, 2]))
     ours, found = timed(lambda: folklore_wl(graph, 2, rounds=3), repeats=3)
     theirs, colours = timed(lambda: by_dictionary(graph, 3))
     assert classes(found.colours.flatten().tolist()) == classes(colours)
     print(f"\n2-FWL, n={graph.num_nodes}, 3 rounds: {ours * 1e3:.1f} ms, dictionary {theirs / ours:.0f} times")
+    cells: dict[str, Cell] = {"ours [ms]": 1e3 * ours, "a dictionary of tuples, times ours": theirs / ours}
+    keep("expressiveness/large", f"2-FWL, three rounds, {graph.num_nodes} nodes", cells)
     assert theirs >= 100 * ours
 
 

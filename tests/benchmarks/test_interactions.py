@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.functional import log_odds
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid
+from lit_papers.reproduce.measured import Cell
+from tests.benchmarks.conftest import Keep
 
 pytestmark = pytest.mark.benchmark
 
@@ -40,7 +42,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images[1400:], labels[1400:]
 
 
-def test_error_at_equal_forwards(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_error_at_equal_forwards(trained: tuple[nn.Module, Tensor, Tensor], keep: Keep) -> None:
     """16 players, all 120 pairs, 25 contexts: error times forwards for each order, and how often intervals hold."""
     model, images, labels = trained
     count, players = 24, PatchGrid(4)
@@ -63,6 +65,13 @@ def test_error_at_equal_forwards(trained: tuple[nn.Module, Tensor, Tensor]) -> N
         gain = theirs * more / (ours * forwards) if ours > 1e-12 else float("inf")
         covered = f"{100 * inside[-1]:.1f} %" if ours > 1e-12 else "all contexts"
         print(f"{order:5}   {forwards:8.0f} / {more:.0f}   {gain:20.1f}x less   {covered:>20}")
+        cells: dict[str, Cell] = {
+            "passes": int(forwards),
+            "independent contexts' passes": int(more),
+            "variance at equal passes": f"{gain:.1f}x less" if ours > 1e-12 else "none: all contexts",
+            "95 % intervals hold [%]": 100 * float(inside[-1]) if ours > 1e-12 else "",
+        }
+        keep("interactions/variance", f"order {order}", cells)
         assert gain >= 2.5
     assert all(0.92 <= share <= 0.98 for share in inside)
 
@@ -94,7 +103,7 @@ def authors_loop(
     return found
 
 
-def test_time_against_a_loop() -> None:
+def test_time_against_a_loop(keep: Keep) -> None:
     """196 players, 40 neighbouring pairs, 100 contexts, at the ends, near them and in the middle."""
     torch.manual_seed(0)
     random.seed(0)
@@ -134,6 +143,10 @@ def test_time_against_a_loop() -> None:
                 seconds[which].append(time.process_time() - begin)
         ratio = statistics.median(seconds["loop"]) / statistics.median(seconds["ours"])
         print(f"\n{name}: {ratio:.2f}x less CPU time, {forwards['ours']} forwards beside {forwards['loop']}")
+        cells: dict[str, Cell] = {
+            "less CPU time": f"{ratio:.2f}x", "passes": forwards["ours"], "the loop's passes": forwards["loop"],
+        }  # fmt: skip
+        keep("interactions/speed", name, cells)
         assert ratio >= limit
 
 
@@ -149,7 +162,7 @@ def test_exact_enumeration_of_fourteen_players() -> None:
 
 
 @pytest.mark.parametrize("n", [16, 64, 256, 1024])
-def test_overhead_of_a_masked_row(n: int) -> None:
+def test_overhead_of_a_masked_row(n: int, keep: Keep) -> None:
     """Planning, masking and averaging, beside a network that does next to nothing: features as they are."""
 
     class Nothing(nn.Module):
@@ -178,5 +191,10 @@ def test_overhead_of_a_masked_row(n: int) -> None:
         f"\n{n} players: {found.n_forwards / 4:.0f} masked rows a sample, "
         f"{overhead:.2f} microseconds each besides the model"
     )
+    cells: dict[str, Cell] = {
+        "masked rows a sample": round(found.n_forwards / 4),
+        "each, besides the model [us]": overhead,
+    }
+    keep("interactions/overhead", f"{n} players", cells)
     if n == 16:
         assert overhead <= 3

@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lit_papers.callbacks.consensus_distance import ConsensusDistance
 from lit_papers.local_sgd import LocalSGDStrategy
+from lit_papers.reproduce.measured import Cell
+from tests.benchmarks.conftest import Keep
 from tests.local_sgd.test_strategy_failures import end_group, environment
 
 pytestmark = pytest.mark.benchmark
@@ -118,7 +120,7 @@ def measure() -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_throughput_and_bytes_beside_ddp(tmp_path: Path) -> None:
+def test_throughput_and_bytes_beside_ddp(tmp_path: Path, keep: Keep) -> None:
     agent = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__],
         env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -150,6 +152,10 @@ def test_throughput_and_bytes_beside_ddp(tmp_path: Path) -> None:
     for name in walls:
         ours = faster(walls, name, "ddp"), faster(processors, name, "ddp")
         print(f"{name:<44} {ours[0]:5.2f} x on the wall {ours[1]:5.2f} x of the processor")
+        cells: dict[str, Cell] = {"steps a second [ddp]": ours[0], "steps a CPU second [ddp]": ours[1]}
+        if name in sent:
+            cells["bytes sent [ddp]"] = sent[name] / (4 * parameters * STEPS)
+        keep("local_sgd/speed", name, cells)
     for interval in INTERVALS[1:]:
         name, peer = f"local_sgd B={interval}", f"PeriodicModelAverager B={interval}"
         against, watched = faster(processors, name, peer), faster(processors, f"{name} {WATCHED}", name)

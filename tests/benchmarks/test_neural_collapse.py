@@ -33,6 +33,7 @@ from lit_papers.neural_collapse.functional import (
 )
 from lit_papers.neural_collapse.metrics import ClassStatisticsMetric
 from lit_papers.neural_collapse.reservoir import Reservoir
+from tests.benchmarks.conftest import Keep
 
 pytestmark = pytest.mark.benchmark
 
@@ -186,10 +187,22 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+WORDS = {
+    "one float64 product": "one float64 product of the features, no more",
+    "statistics": "the statistics alone",
+    "statistics, float32 products": 'the statistics alone, `residual_dtype="float32"`',
+    "ours": "**ours, everything**",
+    "ours, float32 products": 'ours, everything, `residual_dtype="float32"`',
+    "accumulators": "accumulators, three passes in float32, no decomposition",
+    "accumulators with hashes": "accumulators with their hashes",
+    "plain two passes": "a plain loop of two passes in float64",
+}
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("num_classes", [10, 100])
-def test_all_measures_beside_peers(num_classes: int) -> None:
+def test_all_measures_beside_peers(num_classes: int, keep: Keep) -> None:
     arguments = problem(num_classes)
     features, targets = arguments[:2]
     wide = features.double()
@@ -216,6 +229,8 @@ def test_all_measures_beside_peers(num_classes: int) -> None:
     print(f"\nC={num_classes}: CPU seconds, and how many times ours")
     for name, taken in seconds.items():
         print(f"  {name:30} {taken:6.3f} {taken / seconds['ours']:6.2f}")
+        cells = {f"C={num_classes} [s]": taken, f"C={num_classes} [ours]": taken / seconds["ours"]}
+        keep("neural_collapse/speed", WORDS[name], cells)
     assert seconds["plain two passes"] / seconds["ours"] >= 8
     assert seconds["statistics"] / seconds["one float64 product"] <= 1.6
     assert seconds["accumulators with hashes"] / seconds["ours, float32 products"] >= 1
@@ -235,19 +250,22 @@ def extra_memory(call: Callable[[], object]) -> float:
     return (resident("VmHWM") - before) / 2**20
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads Linux's /proc and sets an option of glibc")
-@pytest.mark.parametrize("num_classes", [10, 100])
-def test_extra_memory_does_not_grow_with_the_samples(num_classes: int) -> None:
-    environment = {
+def child_environment() -> dict[str, str]:
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         # Large blocks go back to the system when freed: what counts is memory in use, not the heap's history.
         "MALLOC_MMAP_THRESHOLD_": "131072",
     }
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads Linux's /proc and sets an option of glibc")
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_extra_memory_does_not_grow_with_the_samples(num_classes: int) -> None:
     printed = subprocess.run(
         [sys.executable, __file__, str(num_classes)],
-        env=environment,
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=True,
@@ -260,16 +278,20 @@ def test_extra_memory_does_not_grow_with_the_samples(num_classes: int) -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads Linux's /proc")
-def test_a_pass_of_the_size_of_imagenet() -> None:
+def test_a_pass_of_the_size_of_imagenet(keep: Keep) -> None:
     """C=1000, d=2048, batches of 256: seconds for 50 000 rows, and memory beyond the covariance."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
     command = [sys.executable, __file__, "imagenet"]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True).stdout
     rows, gather, rest, extra = map(float, printed.split())
     print(
         f"\nC=1000, d=2048: {rows:.0f} rows gathered in {gather:.1f} s of CPU, measures and NC4 in {rest:.1f} s; "
         f"{extra:.0f} MB beyond covariance; 1 281 167 rows: {(gather / rows * 1_281_167 + rest) / 60:.1f} min"
     )
+    cells = {
+        "gathering [s]": gather, "measures and NC4 [s]": rest, "memory beyond the covariance [MB]": extra,
+        "1 281 167 rows [min]": (gather / rows * 1_281_167 + rest) / 60,
+    }  # fmt: skip
+    keep("neural_collapse/imagenet", f"{rows:.0f} rows", cells)
     assert extra < 300
 
 
