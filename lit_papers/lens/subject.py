@@ -441,6 +441,9 @@ def _computed(metric: Metric) -> Any:
         return metric.compute()
     except ValueError as error:
         return error
+    finally:  # a metric refers to itself: its states would stay beside what is computed of them until a collection
+        for name in metric.metric_state:
+            setattr(metric, name, torch.empty(0))
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:

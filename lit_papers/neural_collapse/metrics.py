@@ -1,5 +1,6 @@
 """Class statistics gathered batch by batch, on any number of processes."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class ClassStatisticsMetric(Float64Metric):
 
     Accumulates :func:`~lit_papers.neural_collapse.functional.class_statistics` (the sufficient statistics of
     Han et al., ICLR 2022). The state is float64 and stays so whatever precision a surrounding module is cast
-    to; it has ``(2 C + d)(d + 1)`` numbers. ``forward``, ``merge_state`` and synchronisation across processes
+    to; it has ``2 C (1 + d) + d^2`` numbers. ``forward``, ``merge_state`` and synchronisation across processes
     give what one process would, up to rounding.
 
     Shapes:
@@ -50,7 +51,7 @@ class ClassStatisticsMetric(Float64Metric):
     [[2.0], [-2.0]]
     """
 
-    moments: Tensor  # (2 C + d, d + 1): what `Moments.of` takes apart
+    moments: Tensor  # what `Moments.of` takes apart
 
     def __init__(
         self, num_classes: int, num_features: int, residual_dtype: torch.dtype = torch.float64, **kwargs: Any
@@ -64,9 +65,10 @@ class ClassStatisticsMetric(Float64Metric):
         self.residual_dtype = residual_dtype
         self.num_features = num_features
         # One tensor, because torchmetrics reduces every state on its own, and means need the counts.
-        self.add_state("moments", default=zero_moments(num_classes, num_features), dist_reduce_fx=_merge_packed)
-        # torchmetrics keeps a copy, which was written and so takes memory; zeros that nobody wrote take none.
-        self._defaults["moments"] = zero_moments(num_classes, num_features)
+        merge = partial(_merge_packed, num_classes)
+        self.add_state("moments", default=zero_moments(num_classes, num_features), dist_reduce_fx=merge)
+        # torchmetrics keeps a copy, as large as the state: one zero is enough, which `reset` copies to its full length
+        self._defaults["moments"] = self.moments.new_zeros(()).expand(self.moments.shape)
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Add a batch: features ``(B, d)`` and targets ``(B,)``."""
@@ -74,21 +76,23 @@ class ClassStatisticsMetric(Float64Metric):
         if features.shape[1] != self.num_features:
             raise ValueError(f"features must have shape (B, {self.num_features}), got {tuple(features.shape)}")
         self.writable()
-        moments = Moments.of(self.moments)
+        moments = Moments.of(self.moments, self.num_classes)
         add_rows_(moments, features, targets, self.residual_dtype, blocks_before=self.update_count - 1)
 
     def compute(self) -> ClassStatistics:
         """Statistics of everything seen so far, on all processes."""
         self.writable()
-        return statistics_of(Moments.of(self.moments))  # recentring changes what the state is, not what it means
+        # recentring changes what the state is, not what it means
+        return statistics_of(Moments.of(self.moments, self.num_classes))
 
 
-def _merge_packed(stacked: Tensor) -> Tensor:
-    """Merge the states of several processes, shape (processes, 2 C + d, d + 1), into one."""
+def _merge_packed(num_classes: int, stacked: Tensor) -> Tensor:
+    """Merge the states of several processes, shape (processes, length), into one."""
     merged = stacked[0].clone()
-    recentre_(Moments.of(merged))
+    whole = Moments.of(merged, num_classes)
+    recentre_(whole)
     for other in stacked[1:]:
-        part = other.clone()
-        recentre_(Moments.of(part))
-        merge_moments(Moments.of(merged), Moments.of(part))
+        part = Moments.of(other.clone(), num_classes)
+        recentre_(part)
+        merge_moments(whole, part)
     return merged

@@ -11,6 +11,7 @@ classes is touched. The exact means come out at the end,
 which is the shifted form of the textbook variance (Chan, Golub & LeVeque 1983).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -28,7 +29,9 @@ RECENTRED_BEFORE = frozenset(16**power for power in range(1, 9))
 
 
 class Moments(NamedTuple):
-    """Views of one packed float64 matrix (2 C + d, d + 1), so that one reduction merges them all.
+    """Views of one packed float64 vector, so that one reduction merges them all.
+
+    Each view is contiguous: rows that are added to by class would cost eight times as much in a matrix with a margin.
 
     Attributes:
         counts: rows of each class, (C,).
@@ -45,16 +48,20 @@ class Moments(NamedTuple):
     scatter: Tensor
 
     @classmethod
-    def of(cls, packed: Tensor) -> "Moments":
-        """The views of ``[[counts, pilots], [spreads, sums], [0, scatter]]``."""
-        classes = (packed.shape[0] - packed.shape[1] + 1) // 2
-        first, second = packed[:classes], packed[classes : 2 * classes]
-        return cls(first[:, 0], first[:, 1:], second[:, 0], second[:, 1:], packed[2 * classes :, 1:])
+    def of(cls, packed: Tensor, num_classes: int) -> "Moments":
+        """The views of ``[counts, spreads, pilots, sums, scatter]``, each in the order of its rows."""
+        # 2 C + 2 C d + d^2 numbers are (C + d)^2 - C^2 + 2 C
+        dim = math.isqrt(len(packed) - 2 * num_classes + num_classes**2) - num_classes
+        small, large = num_classes, num_classes * dim
+        counts, spreads, pilots, sums, scatter = packed.split([small, small, large, large, dim * dim])
+        shape = num_classes, dim
+        return cls(counts, pilots.view(shape), spreads, sums.view(shape), scatter.view(dim, dim))
 
 
 def zero_moments(num_classes: int, num_features: int, device: torch.device | None = None) -> Tensor:
-    """A packed matrix of no rows."""
-    return torch.zeros(2 * num_classes + num_features, num_features + 1, dtype=torch.float64, device=device)
+    """A packed vector of no rows."""
+    length = 2 * num_classes * (1 + num_features) + num_features**2
+    return torch.zeros(length, dtype=torch.float64, device=device)
 
 
 def add_rows_(

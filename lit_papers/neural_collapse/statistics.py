@@ -128,7 +128,8 @@ def class_statistics(
     check_num_classes(num_classes)
     check_residual_dtype(residual_dtype)
     check_batch(features, targets, num_classes)
-    moments = Moments.of(zero_moments(num_classes, features.shape[1], float64_device(features.device)))
+    packed = zero_moments(num_classes, features.shape[1], float64_device(features.device))
+    moments = Moments.of(packed, num_classes)
     add_rows_(moments, features, targets, residual_dtype)
     return statistics_of(moments)
 
@@ -215,7 +216,8 @@ def statistics_of(moments: Moments) -> ClassStatistics:
 
 
 def _moments_of(stats: ClassStatistics, device: torch.device) -> Moments:
-    moments = Moments.of(zero_moments(stats.means.shape[0], stats.means.shape[1], device=device))
+    num_classes, num_features = stats.means.shape
+    moments = Moments.of(zero_moments(num_classes, num_features, device), num_classes)
     moments.counts.copy_(stats.counts)
     moments.pilots.copy_(stats.means)
     moments.scatter.copy_(stats.within_scatter)
