@@ -27,7 +27,7 @@ _METHODS: dict[str, type[Method]] = {"Finetune": Finetune, "LUMP": LUMP}
 _PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 _EPOCHS = 8  # of each task
 _BATCH_SIZE = 16
-_LEARNING_RATE = 0.01
+_LEARNING_RATE = 0.003
 _LAYERS = ("stages.0", "stages.1")
 
 

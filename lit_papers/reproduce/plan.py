@@ -75,6 +75,8 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int] | None, folder: Path) -> 
             identity = {**whole, "call": claim.plan.call, "seed": seed, "version": claim.version}
             if claim.plan.call is None:
                 identity["seeded"] = request["seeded"]
+            else:
+                identity["source"] = _source(claim.plan.call)
             # by paper: claims that ask for the same training share it
             where = folder / claim.paper / "runs" / f"{_kind(claim)}-seed{seed}-{fingerprint(identity)[:8]}"
             runs = len(claim.plan.arms) * len(claim.plan.seeds)
@@ -123,6 +125,12 @@ def code() -> str:
 def versions() -> Mapping[str, str]:
     """What computes: Python and the packages whose numbers these are."""
     return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in VERSIONS}}
+
+
+def _source(call: str) -> str:
+    """The text of the module that has a called function: nothing else says that it computes something else now."""
+    path = ROOMS.joinpath(*call.split(".")[1:-1]).with_suffix(".py")
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _kind(claim: Claim) -> str:

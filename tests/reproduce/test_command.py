@@ -60,7 +60,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan_module, "MODULE", "actor_of_runs")
     monkeypatch.setattr(plan_module, "PRELOAD", ())
     monkeypatch.setattr(catalog, "CONFIG_FOLDER", tmp_path / "configs")
-    for module in (results_module, command, tables):
+    for module in (results_module, command, tables, plan_module):
         monkeypatch.setattr(module, "ROOMS", tmp_path / "rooms")
     yield
     for group in groups(tmp_path):
@@ -121,6 +121,19 @@ def test_what_is_changed_runs_anew_and_what_is_not_does_not(tmp_path: Path) -> N
     write(tmp_path, 3, 5, version=2, runs={"set": {"y": 1}})
     assert main(["reproduce", "--seeds", "7"]) == 0
     assert [line.split()[1:] for line in begun(tmp_path)[10:]] == [["3", "7"], ["5", "7"]]
+
+
+@pytest.mark.usefixtures("play")
+def test_a_changed_function_runs_anew(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    module = tmp_path / "rooms/played/claims.py"
+    module.parent.mkdir(parents=True)
+    for number, text in enumerate(("def score(): ...", "def score(): return 1"), start=1):
+        module.write_text(text)
+        assert main(["reproduce"]) == 0
+        assert len(begun(tmp_path)) == 2 * number
+    assert main(["reproduce"]) == 0
+    assert len(begun(tmp_path)) == 4
 
 
 @pytest.mark.usefixtures("play")
