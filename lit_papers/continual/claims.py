@@ -147,7 +147,8 @@ def _learned(
         data = digits(classes, seed if data_seed is None else data_seed)
         for epoch in range(number * epochs, (number + 1) * epochs):
             order = torch.randperm(len(data.labels), generator=_generator(seed, epoch, 0, "order"))
-            for batch, rows in enumerate(torch.split(order, _BATCH_SIZE)):
+            whole = order[: len(order) // _BATCH_SIZE * _BATCH_SIZE].view(-1, _BATCH_SIZE)  # batch norm needs two
+            for batch, rows in enumerate(whole):
                 step = Step(
                     data.images[rows],
                     data.labels[rows],
