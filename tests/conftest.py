@@ -9,6 +9,8 @@ import lightning.pytorch  # noqa: F401  # its log handler keeps the stderr of it
 import pytest
 import torch
 
+from tests.measuring import keep  # noqa: F401  # a fixture
+
 
 @pytest.fixture(autouse=True)
 def _clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:

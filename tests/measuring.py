@@ -1,4 +1,4 @@
-"""``pytest -m benchmark`` prints what it measures; ``LIT_PAPERS_KEEP=1`` keeps it with the code, for the READMEs."""
+"""Benchmarks and slow tests print what they measure; ``LIT_PAPERS_KEEP=1`` keeps it with the code, for the READMEs."""
 
 from __future__ import annotations
 
@@ -30,5 +30,6 @@ def keep() -> Iterator[Keep]:
     yield note
     if os.environ.get("LIT_PAPERS_KEEP") == "1":
         for name, rows in tables.items():
-            command = f"LIT_PAPERS_KEEP=1 OMP_NUM_THREADS=1 pytest {files[name]} -m benchmark"
+            marker = "benchmark" if "benchmarks" in files[name] else "slow"
+            command = f"LIT_PAPERS_KEEP=1 OMP_NUM_THREADS=1 pytest {files[name]} -m {marker}"
             Measured.of(rows, command, versions()).write(measured_path(name))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import sympy
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -101,7 +102,9 @@ def follow(model: nn.Module, example: Tensor, wanted: Callable[[str], bool]) -> 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True, shape_env=follower.env), follower:
+        # kernels in C++ that are made of others take no symbols: without the dispatcher interpolation and padding fail
+        fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=follower.env)
+        with enable_python_dispatcher(), fake, follower:
             size = follower.fresh([int(n) for n in example.shape[2:]])
             follower.trail.events.append(
                 Event("input", "the input", model, None, (1.0,) * len(size), (0,) * len(size), [], _expressions(size))

@@ -21,7 +21,7 @@ from lit_papers.continual.buffer import ReservoirBuffer
 from lit_papers.continual.knn import knn_scores
 from lit_papers.continual.methods import LUMP, Finetune, Step
 from lit_papers.reproduce.measured import Cell
-from tests.benchmarks.conftest import Keep
+from tests.measuring import Keep
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]  # where others load the machine
 ROUNDS, WARM_UP = 9, 2

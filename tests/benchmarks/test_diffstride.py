@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lit_papers.diffstride import operators
 from lit_papers.diffstride.functional import diffstride, span_mask
 from lit_papers.diffstride.layers import DiffStride1d, DiffStride2d, SpectralPool2d
-from tests.benchmarks.conftest import Keep
+from tests.measuring import Keep
 
 pytestmark = pytest.mark.benchmark
 

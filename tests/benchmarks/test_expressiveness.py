@@ -22,8 +22,8 @@ from lit_papers.expressiveness.graphs import atlas, cfi, make_graph
 from lit_papers.expressiveness.tensor_language import evaluate, parse
 from lit_papers.expressiveness.weisfeiler_leman import colour_refinement, folklore_wl, graph_hash
 from lit_papers.reproduce.measured import Cell
-from tests.benchmarks.conftest import Keep
 from tests.expressiveness.small import REFERENCE, batch
+from tests.measuring import Keep
 
 pytestmark = pytest.mark.benchmark
 

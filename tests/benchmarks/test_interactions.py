@@ -17,7 +17,7 @@ from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.functional import log_odds
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid
 from lit_papers.reproduce.measured import Cell
-from tests.benchmarks.conftest import Keep
+from tests.measuring import Keep
 
 pytestmark = pytest.mark.benchmark
 

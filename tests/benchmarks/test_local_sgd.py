@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lit_papers.callbacks.consensus_distance import ConsensusDistance
 from lit_papers.local_sgd import LocalSGDStrategy
 from lit_papers.reproduce.measured import Cell
-from tests.benchmarks.conftest import Keep
 from tests.local_sgd.test_strategy_failures import end_group, environment
+from tests.measuring import Keep
 
 pytestmark = pytest.mark.benchmark
 

@@ -33,7 +33,7 @@ from lit_papers.neural_collapse.functional import (
 )
 from lit_papers.neural_collapse.metrics import ClassStatisticsMetric
 from lit_papers.neural_collapse.reservoir import Reservoir
-from tests.benchmarks.conftest import Keep
+from tests.measuring import Keep
 
 pytestmark = pytest.mark.benchmark
 

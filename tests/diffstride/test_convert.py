@@ -240,6 +240,33 @@ def test_decoder_maps_take_the_size_that_they_meet(enlarge: Any) -> None:
     assert converted(torch.zeros(1, 3, 48, 40)).shape == (1, 2, 48, 40)
 
 
+class Reaching(nn.Module):
+    """A decoder that is told the size of the map that it meets, as many segmentation networks are."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.down = nn.Conv2d(2, 2, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        deep = self.down(self.down(images))
+        if self.mode == "pad":  # to what is missing, as TensorFlow's "same" padding does
+            missing = images.shape[-1] - deep.shape[-1]
+            return images + F.pad(deep, [0, missing, 0, images.shape[-2] - deep.shape[-2]])
+        aligned = None if self.mode == "nearest" else True
+        return images + F.interpolate(deep, size=images.shape[-2:], mode=self.mode, align_corners=aligned)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "pad"])
+def test_maps_that_are_brought_to_a_size_in_the_code(mode: str) -> None:
+    images = torch.randn(1, 2, 16, 16)
+    converted = convert_strides(Reaching(mode), images, smoothness=1.0)
+    (pool,) = {layer for layer in converted.modules() if isinstance(layer, DiffStride)}
+    with torch.no_grad():
+        pool.strides.fill_(1.7)
+    assert converted(images).shape == images.shape
+
+
 def test_leaving_layers_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1)))
     choices: list[tuple[Any, set[str]]] = [

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import math
 import warnings
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from lit_papers.diffstride.convert import convert_strides
 from lit_papers.diffstride.layers import CostCounter, DiffStride
+from lit_papers.reproduce.measured import Cell
+from tests.measuring import Keep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -66,7 +69,7 @@ def build(zoo: str, name: str) -> tuple[nn.Module, Tensor]:
     ("zoo", "names", "least"),
     [("torchvision", TORCHVISION, 14), ("timm", TIMM, 25), ("segmentation_models_pytorch", SEGMENTATION, 6)],
 )
-def test_zoo(zoo: str, names: str, least: int) -> None:
+def test_zoo(zoo: str, names: str, least: int, keep: Keep) -> None:
     pytest.importorskip(zoo)
     warnings.filterwarnings("ignore", module=zoo)
     outcomes = {}
@@ -74,5 +77,9 @@ def test_zoo(zoo: str, names: str, least: int) -> None:
     for name in names.split():
         outcomes[name], before, after = attempt(*build(zoo, name))
         print(f"| {name} | {outcomes[name][:200]} | {before:.3f} | {after:.3f} |", flush=True)
+        cells: dict[str, Cell] = {"outcome": outcomes[name], "GMAC before": before}
+        if math.isfinite(after):
+            cells["after"] = after
+        keep("diffstride/zoos", f"{name} ({zoo})", cells)
     converted = [name for name, outcome in outcomes.items() if not outcome.startswith("refused")]
     assert len(converted) >= least, {name: why for name, why in outcomes.items() if name not in converted}
