@@ -1,7 +1,5 @@
 """The command with real trials: a shipped sweep, cut short, from the first trial to the best configuration's run."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -11,6 +9,7 @@ from optuna.trial import TrialState
 
 from lit_papers.cli import main
 from lit_papers.tuning.sweep_file import find_sweep
+from tests.warm import run_warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,10 +45,7 @@ def test_sweep_and_run_the_best(
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["model"]["init_args"]["lr"] == study.best_params["model.init_args.lr"]
     assert best["trainer"]["max_epochs"] == 2
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_papers", "fit", "--config", str(folder / "best.yaml")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_warm(["-m", "lit_papers", "fit", "--config", str(folder / "best.yaml")], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/best/version_0/metrics.csv").exists()
 
