@@ -1,9 +1,9 @@
 """Commands without the seconds that importing Lightning takes: copies of one process that has done so.
 
 A copy has the words, folder, variables and standard streams of ``python <words>``, default signals and a session of
-its own, and ends as an interpreter does. What is imported beforehand is what ``python -m lit_papers fit`` imports
-anyway, as the parser knows classes by the modules that are imported. One thread, whatever ``$OMP_NUM_THREADS`` says.
-Whatever a test says about starting up, or of a missing package, needs `subprocess`.
+its own, and ends as an interpreter does. What is imported beforehand is what the commands import anyway, and nothing
+more of ours, as the parser of ``fit`` knows classes by the modules that are imported. There is one thread, whatever
+``$OMP_NUM_THREADS`` says. What a test says about starting up, or about a missing package, needs `subprocess`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PRELOAD = ("lit_papers.lightning_cli", "omegaconf", "matplotlib.figure", "sklearn.datasets", "sklearn.model_selection")
+ROOT, PYTHON = Path(__file__).parents[1], sys.executable  # which a test may replace
+PRELOAD = ("lit_papers.lightning_cli", "omegaconf", "matplotlib.figure", "sklearn.ensemble", "optuna.importance")
 _LONGEST = 2**17  # bytes of a request; Linux sends up to about 2**18 as one
 
 
@@ -60,6 +60,13 @@ class Warm:
     def output(self) -> tuple[str, str]:
         """What it has printed so far to standard output and standard error."""
         return tuple(os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0).decode() for f in (self._out, self._err))  # type: ignore[return-value]
+
+    def poll(self) -> int | None:
+        """Exit status; None while it runs."""
+        if self.returncode is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.returncode = self._report(0.001)
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -106,7 +113,7 @@ def _template() -> socket.socket:
     others = ("PYTHONPATH", "LIT_PAPERS", "WANDB")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())], cwd="/", env={**kept, "OMP_NUM_THREADS": "1"},
+        [PYTHON, __file__, str(theirs.fileno())], cwd="/", env={**kept, "OMP_NUM_THREADS": "1"},
         pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     theirs.close()
