@@ -172,7 +172,7 @@ def test_resuming_continues_and_says_what_it_overrides(tmp_path: Path, capsys: p
 
 
 def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
-    """The second process is started from the same words, by a new interpreter; one folder, one set of files."""
+    """The second process is started from the same words; one folder, one set of files."""
     arguments = [*SHORT, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=35"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = run_warm(["-m", "lit_papers", *arguments], tmp_path, environment)

@@ -1,9 +1,10 @@
 """Commands without the seconds that importing Lightning takes: copies of one process that has done so.
 
 A copy has the words, folder, variables and standard streams of ``python <words>``, default signals and a session of
-its own, and ends as an interpreter does. What is imported beforehand is what the commands import anyway, and nothing
-more of ours, as the parser of ``fit`` knows classes by the modules that are imported. There is one thread, whatever
-``$OMP_NUM_THREADS`` says. What a test says about starting up, or about a missing package, needs `subprocess`.
+its own, and ends as an interpreter does; what it starts by ``sys.executable`` is a copy too. What is imported
+beforehand is what the commands import anyway, and nothing more of ours, as the parser of ``fit`` knows classes by the
+modules that are imported. There is one thread, whatever ``$OMP_NUM_THREADS`` says. What a test says about starting up,
+or about a missing package, needs `subprocess`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import atexit
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +30,21 @@ from typing import Any
 ROOT, PYTHON = Path(__file__).parents[1], sys.executable  # which a test may replace
 PRELOAD = ("lit_papers.lightning_cli", "omegaconf", "matplotlib.figure", "sklearn.ensemble", "optuna.importance")
 _LONGEST = 2**17  # bytes of a request; Linux sends up to about 2**18 as one
+# stands for an interpreter, as long as it waits; what it asks for ends with it
+_CLIENT = """\
+#!{python} -IS
+import json, os, signal, socket, sys
+request = json.dumps({{"words": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}})
+reports = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+reports.connect({address!r})
+socket.send_fds(reports, [request.encode()], [0, 1, 2])
+reports.recv(64)
+status = int(reports.recv(64) or 1)
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
 
 
 class Warm:
@@ -42,13 +60,13 @@ class Warm:
         self.returncode: int | None = None
         # files, which a long output cannot fill and nobody has to read meanwhile
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  # `close` does
-        self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._reports = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._reports.connect(str(_folder() / "socket"))
         request = json.dumps({"words": self.args, "cwd": str(cwd), "env": dict(os.environ if env is None else env)})
         assert len(request) < _LONGEST
-        with theirs:
-            streams = [theirs.fileno(), self._out.fileno(), self._err.fileno()]
-            socket.send_fds(_template(), [request.encode()], streams)
-        self.pid = self._report(60)
+        with open(os.devnull) as nothing:
+            socket.send_fds(self._reports, [request.encode()], [f.fileno() for f in (nothing, self._out, self._err)])
+        self.pid = self._report(120)  # the first one waits for the imports
 
     def _report(self, seconds: float | None) -> int:
         self._reports.settimeout(seconds)
@@ -59,7 +77,8 @@ class Warm:
 
     def output(self) -> tuple[str, str]:
         """What it has printed so far to standard output and standard error."""
-        return tuple(os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0).decode() for f in (self._out, self._err))  # type: ignore[return-value]
+        out, err = (os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0).decode() for f in (self._out, self._err))
+        return out, err
 
     def poll(self) -> int | None:
         """Exit status; None while it runs."""
@@ -106,61 +125,92 @@ def run_warm(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def warm_python() -> Path:
+    """A program by the name of ``python`` that runs its words in a copy: for what starts interpreters of its own."""
+    return _folder() / "python"
+
+
 @cache
-def _template() -> socket.socket:
-    """Where this process asks for copies; the process behind it ends with this one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _folder() -> Path:
+    """Where copies are asked for; the process behind it is started now, and ends with this one."""
+    folder = Path(tempfile.mkdtemp())
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(folder / "socket"))
+    listener.listen(100)
+    client = folder / "python"
+    client.write_text(_CLIENT.format(python=PYTHON, address=str(folder / "socket")))
+    client.chmod(0o755)
+    lifeline, ours = os.pipe()
     others = ("PYTHONPATH", "LIT_PAPERS", "WANDB")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     process = subprocess.Popen(
-        [PYTHON, __file__, str(theirs.fileno())], cwd="/", env={**kept, "OMP_NUM_THREADS": "1"},
-        pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        [PYTHON, __file__, str(listener.fileno()), str(lifeline)], cwd="/", env={**kept, "OMP_NUM_THREADS": "1"},
+        pass_fds=[listener.fileno(), lifeline], start_new_session=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    theirs.close()
-    atexit.register(process.wait)
-    atexit.register(ours.close)  # the other way round: first this, at which the process ends
-    return ours
+    listener.close()
+    os.close(lifeline)
+
+    def end() -> None:
+        os.close(ours)
+        process.wait()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return folder
 
 
-def serve(requests: socket.socket) -> dict[str, Any]:
-    """In the template: make copies until nobody asks any more. Returns in each copy, with its request."""
-    while True:
-        message, streams, *_ = socket.recv_fds(requests, _LONGEST, 3)
+def serve(listener: socket.socket, lifeline: int) -> list[str]:
+    """In the template: make copies as long as somebody holds the other end of a pipe. Returns its words in each."""
+    sys.executable = str(Path(listener.getsockname()).with_name("python"))  # what a copy starts is a copy
+    while lifeline not in select.select([listener.fileno(), lifeline], [], [])[0]:
         with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # those that waited for earlier copies
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those that watched over earlier copies
                 pass
-        if not message:
-            os._exit(0)
+        reports, _ = listener.accept()
         if os.fork() == 0:
-            requests.close()
-            return _copy(json.loads(message), *streams)
-        for stream in streams:
-            os.close(stream)
+            listener.close()
+            os.close(lifeline)
+            return _watch_over_a_copy(reports)
+        reports.close()
+    os._exit(0)
 
 
-def _copy(request: dict[str, Any], report: int, out: int, err: int) -> dict[str, Any]:
-    """In a process of its own, which waits for the copy and reports its end; returns in the copy."""
+def _watch_over_a_copy(reports: socket.socket) -> list[str]:
+    """In a process of its own: make a copy, report its number and its end, and end it with who asked for it."""
+    message, streams, *_ = socket.recv_fds(reports, _LONGEST, 3)
+    request = json.loads(message)
     child = os.fork()
-    if child:
-        os.close(out)
-        os.close(err)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with suppress(OSError):  # the test has gone
-            os.write(report, str(status).encode())
-        os._exit(0)
+    if child == 0:
+        return _begin(request, streams, reports)
+    for stream in streams:
+        os.close(stream)
+    ended = os.pidfd_open(child)
+    if ended not in select.select([reports.fileno(), ended], [], [])[0]:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(OSError):
+        reports.send(str(status).encode())
+    os._exit(0)
+
+
+def _begin(request: dict[str, Any], streams: list[int], reports: socket.socket) -> list[str]:
+    """In the copy."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for ours, standard in ((out, 1), (err, 2)):
-        os.dup2(ours, standard)
-        os.close(ours)
+    for standard, stream in enumerate(streams):
+        os.dup2(stream, standard)
+        os.close(stream)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    os.write(report, str(os.getpid()).encode())
-    os.close(report)
-    return request
+    reports.send(str(os.getpid()).encode())
+    reports.close()
+    words: list[str] = request["words"]
+    return words
 
 
 def run(words: list[str], site: list[str]) -> None:
@@ -190,4 +240,4 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    run(serve(socket.socket(fileno=int(sys.argv[1])))["words"], site)
+    run(serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])), site)

@@ -91,7 +91,7 @@ def test_machines_that_differ_reach_the_exact_value() -> None:
 @pytest.mark.parametrize("strategy", [None, pytest.param("ddp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", ["skewed_quadratic", "digits"])
 def test_the_configurations_run_for_an_epoch(config: str, strategy: str | None, tmp_path: Path) -> None:
-    """As users start them: the second process is a fresh interpreter. The models are as good under ``ddp``."""
+    """As users start them: the second process reads the same words. The models are as good under ``ddp``."""
     options = [f"--config=local_sgd/{config}", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     if strategy is not None:  # the callback measures drift, of which ddp has none
         options += [f"--trainer.strategy={strategy}", "--trainer.callbacks=null"]

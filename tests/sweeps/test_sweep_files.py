@@ -109,7 +109,7 @@ def test_sampled_values_arrive(
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_metric_is_logged(path: Path, tmp_path: Path) -> None:
-    """In a process of its own, as the agent starts it: some sweeps start further processes, which no copy is."""
+    """In a process of its own, as the agent starts it: some sweeps start further processes."""
     sweep = yaml.safe_load(path.read_text())
     arguments = command_line(sweep, tmp_path)
     overlay = arguments.index("wandb")  # without it the run writes a table, which is easy to read

@@ -1,5 +1,6 @@
 """The command with real trials: a shipped sweep, cut short, from the first trial to the best configuration's run."""
 
+import sys
 from pathlib import Path
 
 import optuna
@@ -9,7 +10,7 @@ from optuna.trial import TrialState
 
 from lit_papers.cli import main
 from lit_papers.tuning.sweep_file import find_sweep
-from tests.warm import run_warm
+from tests.warm import run_warm, warm_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,7 @@ def test_sweep_and_run_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", str(warm_python()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = shorten(tmp_path, "neural_collapse", early_terminate={"type": "hyperband", "min_iter": 1})
     assert main(["sweep", path, "--trials", "2", "--jobs", "2"]) == 0
@@ -54,6 +56,7 @@ def test_a_misspelt_key_is_found_before_any_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", str(warm_python()))
     path = shorten(tmp_path, "neural_collapse", parameters={"model.init_args.lrr": {"min": 0.1, "max": 1.0}})
     assert main(["sweep", path, "--trials", "2"]) == 2
     error = capfd.readouterr().err
@@ -66,6 +69,7 @@ def test_a_misspelt_key_is_found_before_any_trial(
 def test_two_processes_of_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local SGD trains in two processes: each trial reports once, and is stopped as one."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", str(warm_python()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = shorten(tmp_path, "local_sgd", early_terminate={"type": "hyperband", "min_iter": 1})
     assert main(["sweep", path, "--trials", "3"]) == 0
