@@ -236,7 +236,8 @@ if __name__ == "__main__":
     site = sys.path[1:]  # without the folder of this file
     sys.path[:] = [str(ROOT), *site]
     for name in PRELOAD:
-        import_module(name)
+        with suppress(ImportError):  # of an extra; what needs it will say so
+            import_module(name)
     import torch
 
     torch.set_num_threads(1)
