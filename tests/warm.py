@@ -10,6 +10,7 @@ or about a missing package, needs `subprocess`.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -241,4 +242,5 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # or each copy would look through all that is imported, and so copy it, when it ends
     run(serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])), site)
