@@ -330,7 +330,7 @@ def test_trials_of_a_machine_that_is_gone_are_taken_back(tmp_path: Path, monkeyp
     folder.mkdir(parents=True)
     monkeypatch.setattr(storage_module, "HEARTBEAT", 1)
     monkeypatch.setattr(storage_module, "PATIENCE", 1)
-    monkeypatch.setattr(search_module, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(search_module, "HEARTBEAT", 0)  # looks in every round, as the trials here last for one
     lost = search_module.Search(read_sweep(Path(path)), folder, f"sqlite:///{folder}/study.db")
     lost._enqueue_grid()
     assert lost._claim(2) is not None, "and no more is heard of it, as of a machine that lost its power"
