@@ -28,16 +28,26 @@ def _clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
         torch.distributed.destroy_process_group()
 
 
-_STARTS_PROCESSES = re.compile(
-    r"devices\W{1,3}[2-9]|\bsubprocess\b|\bmp\.|multiprocessing|tests\.processes|local_sgd\.small"
-)
+_TRAINS_IN_PROCESSES = re.compile(r"devices\W{1,3}[2-9]|\bmp\.|multiprocessing|local_sgd\.small")
+_SHARES = re.compile(r"scope=\"module\"")
+
+
+def _group(path: Path) -> str | None:
+    """Which tests share a worker of pytest-xdist.
+
+    Those that train in several processes, each of which takes a core, run one after the other: some of them measure
+    how soon all ranks end. A file that makes something once for all its tests does so in one worker.
+    """
+    text = path.read_text(encoding="utf-8")
+    if _TRAINS_IN_PROCESSES.search(text):
+        return "processes"
+    return str(path) if _SHARES.search(text) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist, tests that start processes of their own run one after the other: each takes the cores."""
-    starts: dict[Path, bool] = {}
+    """Say to pytest-xdist which tests belong together; the others go to whichever worker is free."""
+    groups = {path: _group(path) for path in {item.path for item in items}}
     for item in items:
-        if item.path not in starts:
-            starts[item.path] = bool(_STARTS_PROCESSES.search(item.path.read_text(encoding="utf-8")))
-        if starts[item.path]:
-            item.add_marker(pytest.mark.xdist_group("processes"))
+        group = groups[item.path]
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))

@@ -16,6 +16,7 @@ import yaml
 import lit_papers
 from lit_papers import catalog
 from lit_papers.cli import main
+from tests.warm import run_warm
 
 ROOT = Path(lit_papers.__file__).parent.parent
 DIGITS = ["fit", "--config", "neural_collapse/digits"]
@@ -174,10 +175,7 @@ def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
     """The second process is started from the same words; one folder, one set of files."""
     arguments = [*SHORT, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=35"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_papers", *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = run_warm(["-m", "lit_papers", *arguments], tmp_path, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in (tmp_path / "runs/neural_collapse/digits").iterdir()] == ["version_0"]
     assert done.stdout.count("run folder") == 1

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lit_papers import catalog
 from lit_papers.extras import install_command
 from tests.sweeps.wandb_server import serve
 from tests.wandb_file import read_run
+from tests.warm import run_warm
 
 ROOT = Path(__file__).parents[1]
 LIT_PAPERS = ["-m", "lit_papers"]
@@ -33,10 +33,7 @@ def python(words: Sequence[str], folder: Path, **variables: str) -> subprocess.C
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
     own = {"HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
     own |= {f"WANDB_{kind}_DIR": str(folder / f"wandb_{kind.lower()}") for kind in ("CONFIG", "CACHE", "DATA")}
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, env={**kept, **own, **variables}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    return run_warm(words, folder, {**kept, **own, **variables}, timeout=120)
 
 
 def test_an_offline_run_holds_everything(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from lit_papers.local_sgd.theory import (
     exact_suboptimality,
     run_epoch,
 )
+from tests.warm import run_warm
 
 ROOT = Path(lit_papers.__file__).parent.parent
 MACHINES, COMPONENTS, EPOCHS, INTERVAL, STEP, START = 2, 16, 4, 4, 0.02, 0.4
@@ -92,14 +91,11 @@ def test_machines_that_differ_reach_the_exact_value() -> None:
 @pytest.mark.parametrize("strategy", [None, pytest.param("ddp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("config", ["skewed_quadratic", "digits"])
 def test_the_configurations_run_for_an_epoch(config: str, strategy: str | None, tmp_path: Path) -> None:
-    """As users start them: every process is a fresh interpreter. The models are as good under ``ddp``."""
+    """As users start them: the second process reads the same words. The models are as good under ``ddp``."""
     options = [f"--config=local_sgd/{config}", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     if strategy is not None:  # the callback measures drift, of which ddp has none
         options += [f"--trainer.strategy={strategy}", "--trainer.callbacks=null"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_papers", "fit", *options],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_warm(["-m", "lit_papers", "fit", *options], tmp_path, environment, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("local_sgd/suboptimality" if config == "skewed_quadratic" else "val/accuracy") in done.stdout

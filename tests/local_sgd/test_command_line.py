@@ -48,7 +48,7 @@ def test_yaml(tmp_path: Path) -> None:
 
 
 def test_by_name(tmp_path: Path) -> None:
-    """As users type it: the second process is started from the same words."""
+    """As users type it, in a new interpreter; the second process, another one, is started from the same words."""
     done = subprocess.run(
         [sys.executable, "-m", "lit_papers", *DIGITS, "--trainer.devices=2", "--trainer.strategy", "local_sgd"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200,

@@ -14,6 +14,8 @@ import torch
 
 from tests.local_sgd.small import same
 from tests.local_sgd.test_strategy_failures import end_group, environment, processes_of
+from tests.processes import wait_until_gone
+from tests.warm import warm
 
 
 def test_sigterm_in_the_middle_of_a_round_ends_both_processes(tmp_path: Path) -> None:
@@ -96,7 +98,6 @@ def test_slurm_requeue_saves_after_the_round_and_goes_on_bit_for_bit(signalled: 
         assert same(before["weights"], after["weights"])
         assert before["n_syncs"] == after["n_syncs"]
     assert (tmp_path / "requeued").read_text().count("\n") == 1
-    assert processes_of(script) == []
 
 
 def run_under_slurm(script: Path, folder: str) -> list[dict]:
@@ -109,19 +110,14 @@ def run_under_slurm(script: Path, folder: str) -> list[dict]:
         "MASTER_PORT": str(port), "SLURM_JOB_ID": "4321", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "RANKS": folder,
     }  # fmt: skip
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, script], env={**environment(), **job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )
+    first, second = (
+        warm([str(script)], Path.cwd(), {**environment(), **job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
         for rank in "01"
-    ]  # fmt: skip
-    try:
-        outputs = [task.communicate(timeout=240)[0] for task in tasks]
-    finally:
-        for task in tasks:
-            end_group(task.pid)
-    assert [task.returncode for task in tasks] == [0, 0], outputs
+    )
+    with first as one, second as two:
+        outputs = [task.communicate(timeout=240) for task in (one, two)]
+        assert [task.returncode for task in (one, two)] == [0, 0], outputs
+        wait_until_gone([one.pid, two.pid])
     return [torch.load(script.parent / folder / f"rank_{rank}.pt", weights_only=True) for rank in "01"]
 
 

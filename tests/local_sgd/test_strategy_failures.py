@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -19,6 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_papers.local_sgd import RandomReshufflingSampler
 from tests.local_sgd.small import BATCH, Classifier, Validated, fit, local_sgd, pairs, same
+from tests.processes import wait_until_gone
+from tests.warm import warm
 
 ROOT = Path(__file__).parents[2]
 COLLECTIVES = (
@@ -187,21 +187,12 @@ def test_one_rank_raises_and_every_process_ends(rank: int, tmp_path: Path) -> No
             trainer(strategy, callbacks=[saver], max_epochs=1000).fit(Fails())
         """)
     )
-    process = subprocess.Popen(
-        [sys.executable, script],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=240)  # ends with the last process that holds the pipe
-    finally:
-        end_group(process.pid)
-    assert time.time() - float((tmp_path / "raised").read_text()) < 15
-    assert process.returncode != 0
-    assert "ArithmeticError: the original trouble" in output
+    with warm([str(script)], tmp_path, environment()) as process:
+        process.communicate(timeout=240)
+        wait_until_gone([process.pid], 15)  # the group, so the other process too
+        assert time.time() - float((tmp_path / "raised").read_text()) < 15
+        assert process.returncode != 0
+        assert "ArithmeticError: the original trouble" in "".join(process.output())
     assert processes_of(script) == []
     if rank == 0:
         (path,) = (tmp_path / "saved").glob("*.ckpt")

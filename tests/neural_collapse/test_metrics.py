@@ -4,8 +4,6 @@ import copy
 import math
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from lit_papers.neural_collapse.functional import (
     variability_collapse,
 )
 from lit_papers.neural_collapse.metrics import ClassStatisticsMetric
+from tests.warm import warm
 
 ROOT = Path(__file__).parents[2]
 NUM_CLASSES, DIM = 4, 6
@@ -226,24 +225,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     worker = str(Path(__file__).with_name("gloo_worker.py"))
-    processes = []
-    try:
-        for rank in range(2):
-            with open(tmp_path / f"log{rank}", "w") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, worker, str(rank), "2", str(tmp_path)],
-                        env=environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join((tmp_path / f"log{rank}").read_text() for rank in range(2))
+    first, second = (warm([worker, str(rank), "2", str(tmp_path)], tmp_path, environment) for rank in range(2))
+    with first as one, second as two:
+        said = [process.communicate(timeout=240) for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], said
 
     once, again, idle = zip(
         *(torch.load(tmp_path / f"result{rank}.pt", weights_only=False) for rank in range(2)), strict=True

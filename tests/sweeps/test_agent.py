@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.sweeps.wandb_server import WandbServer, serve
+from tests.warm import warm_python
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
@@ -25,7 +26,7 @@ def environment(server: WandbServer, folder: Path) -> dict[str, str]:
     """Of a user of this server alone: no login, setting or file of anyone else's."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     # the agent starts the `python` of the PATH
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    path = f"{warm_python().parent}{os.pathsep}{kept.get('PATH', '')}"
     return {
         **kept,
         "PATH": path,

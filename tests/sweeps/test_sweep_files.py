@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lit_papers.cli import main
+from tests.warm import run_warm
 
 ROOT = Path(__file__).parents[2]
 needs_schema = pytest.mark.skipif("sweeps" not in packages_distributions(), reason="W&B's package `sweeps` is missing")
@@ -116,10 +117,7 @@ def test_the_metric_is_logged(path: Path, tmp_path: Path) -> None:
     del arguments[overlay - 1 : overlay + 1]
     short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_papers", *arguments, *short],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = run_warm(["-m", "lit_papers", *arguments, *short], tmp_path, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     (metrics,) = tmp_path.glob("runs/*/*/version_0/metrics.csv")
     assert sweep["metric"]["name"] in metrics.read_text().splitlines()[0].split(",")

@@ -1,13 +1,13 @@
 """The search survives trials that fail, Ctrl-C and being killed, and leaves no process behind.
 
-Trials are played by a small script in place of the interpreter; a real one is in test_sweep_command.py.
+Trials are played by a small script in place of the interpreter, which writes its answer by SQL as importing Optuna
+takes half a second; real ones, which do so by Optuna, are in test_sweep_command.py.
 """
 
 import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,18 +28,19 @@ from lit_papers.tuning import storage as storage_module
 from lit_papers.tuning.search import ATTEMPT, REASON, counts, distributions, values_of
 from lit_papers.tuning.sweep_file import Choice, Range, Sweep, read_sweep
 from tests.processes import end_group, members, started, wait_until_gone
+from tests.warm import Warm, warm
 
 ROOT = Path(__file__).parents[2]
 ACTOR = """\
 #!{python}
 # Plays `python -m lit_papers ...`: x is the setting, and what the trial does.
-import json, os, signal, subprocess, sys, time
+import json, os, signal, sqlite3, subprocess, sys, time
 sys.path.insert(0, {root!r})
 if "--print_config" in sys.argv:
     print("played: true")
     sys.exit()
 x = json.load(open([word for word in sys.argv if word.endswith(".json")][0]))["x"]
-from lit_papers.tuning.assignment import Assignment, open_study
+from lit_papers.tuning.assignment import Assignment
 from lit_papers.trials.processes import end_with_parent
 end_with_parent()
 with open("started", "a") as begun:
@@ -56,13 +57,13 @@ if x == "lingers":
 if x == "sleeps" and not os.path.exists("awake"):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "lingering"])
     time.sleep(600)
-from optuna.trial import Trial
 a = Assignment.from_environment()
-trial = Trial(open_study(a), a.trial_id)
+key, value = "value", float("nan") if x == "nan" else float(x) if isinstance(x, (int, float)) else 0.5
 if x == "other":
-    trial.set_user_attr("logged", ["val/loss"])
-else:
-    trial.set_user_attr("value", float("nan") if x == "nan" else float(x) if isinstance(x, (int, float)) else 0.5)
+    key, value = "logged", ["val/loss"]
+with sqlite3.connect(a.storage.removeprefix("sqlite:///"), timeout=20) as study:  # as Trial.set_user_attr does
+    insert = "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, ?)"
+    study.execute(insert, (a.trial_id, key, json.dumps(value)))
 """
 
 
@@ -192,19 +193,21 @@ def test_what_a_trial_leaves_running_is_ended(tmp_path: Path) -> None:
 
 
 @contextmanager
-def search(play: Path, path: str, *options: str, sleepers: int = 1) -> Iterator["subprocess.Popen[str]"]:
+def search(play: Path, path: str, *options: str, sleepers: int = 1) -> Iterator[Warm]:
     """A search in a process of its own, once so many of its trials sleep."""
-    code = f"import sys; sys.executable = {str(play)!r}; from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))"
-    python = play.read_text().splitlines()[0].removeprefix("#!")
-    words = [python, "-c", code, "sweep", path, *options]
-    with started(words, cwd=play.parent, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    with warm(words_of_a_search(play, path, *options), play.parent, {**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         end = time.monotonic() + 120
         begun = play.parent / "started"
         while not (begun.exists() and begun.read_text().count("sleeps") >= sleepers):
-            assert process.poll() is None, process.stdout.read()  # type: ignore[union-attr]
+            assert process.poll() is None, process.output()
             assert time.monotonic() < end
             time.sleep(0.05)
         yield process
+
+
+def words_of_a_search(play: Path, *words: str) -> list[str]:
+    code = f"import sys; sys.executable = {str(play)!r}; from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))"
+    return ["-c", code, "sweep", *words]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
@@ -244,7 +247,8 @@ def test_a_running_search_keeps_its_trials_when_another_joins(play: Path, tmp_pa
 def test_all_trials_of_a_killed_search_are_run_again(play: Path, tmp_path: Path) -> None:
     path = write(tmp_path, parameters={"x": {"values": ["sleeps"]}, "y": {"values": [1, 2, 3]}}, method="grid")
     with search(play, path, "--jobs", "2", sleepers=2) as process:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
     wait_until_gone(groups(tmp_path))
     assert [trial.state for trial in study_of(tmp_path).trials].count(TrialState.RUNNING) == 2
     (tmp_path / "awake").touch()
@@ -326,7 +330,7 @@ def test_trials_of_a_machine_that_is_gone_are_taken_back(tmp_path: Path, monkeyp
     folder.mkdir(parents=True)
     monkeypatch.setattr(storage_module, "HEARTBEAT", 1)
     monkeypatch.setattr(storage_module, "PATIENCE", 1)
-    monkeypatch.setattr(search_module, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(search_module, "HEARTBEAT", 0)  # looks in every round, as the trials here last for one
     lost = search_module.Search(read_sweep(Path(path)), folder, f"sqlite:///{folder}/study.db")
     lost._enqueue_grid()
     assert lost._claim(2) is not None, "and no more is heard of it, as of a machine that lost its power"
@@ -339,11 +343,9 @@ def test_trials_of_a_machine_that_is_gone_are_taken_back(tmp_path: Path, monkeyp
 
 
 def test_two_searches_that_begin_together_share_exactly_the_trials(play: Path, tmp_path: Path) -> None:
-    code = f"import sys; sys.executable = {str(play)!r}; from lit_papers.cli import main; sys.exit(main(sys.argv[1:]))"
-    python = play.read_text().splitlines()[0].removeprefix("#!")
-    words = [python, "-c", code, "sweep", write(tmp_path), "--trials", "5", "--jobs", "2"]
+    words = words_of_a_search(play, write(tmp_path), "--trials", "5", "--jobs", "2")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with started(words, cwd=tmp_path, env=environment) as one, started(words, cwd=tmp_path, env=environment) as two:
+    with warm(words, tmp_path, environment) as one, warm(words, tmp_path, environment) as two:
         outs = [process.communicate(timeout=200)[0] for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], outs
     assert [trial.state for trial in counted(study_of(tmp_path))] == [TrialState.COMPLETE] * 5

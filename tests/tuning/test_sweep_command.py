@@ -1,6 +1,5 @@
 """The command with real trials: a shipped sweep, cut short, from the first trial to the best configuration's run."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from optuna.trial import TrialState
 
 from lit_papers.cli import main
 from lit_papers.tuning.sweep_file import find_sweep
+from tests.warm import run_warm, warm_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,7 @@ def test_sweep_and_run_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", str(warm_python()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = shorten(tmp_path, "neural_collapse", early_terminate={"type": "hyperband", "min_iter": 1})
     assert main(["sweep", path, "--trials", "2", "--jobs", "2"]) == 0
@@ -46,10 +47,7 @@ def test_sweep_and_run_the_best(
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["model"]["init_args"]["lr"] == study.best_params["model.init_args.lr"]
     assert best["trainer"]["max_epochs"] == 2
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_papers", "fit", "--config", str(folder / "best.yaml")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_warm(["-m", "lit_papers", "fit", "--config", str(folder / "best.yaml")], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/best/version_0/metrics.csv").exists()
 
@@ -58,6 +56,7 @@ def test_a_misspelt_key_is_found_before_any_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", str(warm_python()))
     path = shorten(tmp_path, "neural_collapse", parameters={"model.init_args.lrr": {"min": 0.1, "max": 1.0}})
     assert main(["sweep", path, "--trials", "2"]) == 2
     error = capfd.readouterr().err
@@ -70,6 +69,7 @@ def test_a_misspelt_key_is_found_before_any_trial(
 def test_two_processes_of_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local SGD trains in two processes: each trial reports once, and is stopped as one."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", str(warm_python()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = shorten(tmp_path, "local_sgd", early_terminate={"type": "hyperband", "min_iter": 1})
     assert main(["sweep", path, "--trials", "3"]) == 0
