@@ -28,6 +28,12 @@ def test_many_projections_are_one_by_one_projections() -> None:
         alone = project_on_cone(vectors[index], side[index][:, None] * x)
         torch.testing.assert_close(found.points[index], alone, rtol=0, atol=1e-9)
     torch.testing.assert_close(found.upper, found.points.norm(dim=1))
+    least = float(found.upper.median())
+    early = project_on_cones(vectors, side, x, least=least)
+    wanted = found.upper >= least
+    torch.testing.assert_close(early.points[wanted], found.points[wanted])
+    assert (early.upper >= found.upper - 1e-12).all()  # given up on, they are bounds still
+    assert (early.upper[~wanted] < least).all()
 
 
 def test_quadratic_functions_on_the_sphere() -> None:
