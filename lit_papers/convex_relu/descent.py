@@ -26,7 +26,7 @@ from lit_papers.convex_relu.solvers import solve
 _CLIMBERS = 128
 _JOIN = 16  # neurons that join at once
 _PART = 2000  # samples that are enough to climb on at first
-_STALLED = 1e-3  # of the loss at zero: a round that gains less has met kinks
+_STALLED = 1e-2  # of the loss at zero: a round that gains less has met kinks
 _SMALL_PROGRAM = 100_000  # entries, n x d x p, of a program that is solved in a fraction of a second
 
 
@@ -110,25 +110,29 @@ def search(
     if start is not None:
         weight, alpha = problem.scaled(*start)
     value, ratio = problem.at_zero, float("inf")
-    best = weight, alpha
+    best = weight[:0], alpha[:0]
     for count in itertools.count():
         outputs = (x @ weight.T).clamp_min(0) @ alpha
         neurons, outs, values = climb(x, problem.dual(outputs), generator, weight)
         ratio = float(values[0]) / beta if len(values) else 0.0
-        joining = values > beta * (1 + 1e-4)
-        # a round that gained nothing found the neurons it has: their gradients are what is left
-        if not joining.any() or count == max_iter or (count and time.monotonic() > deadline):
+        if count == max_iter or (count and time.monotonic() > deadline):
             break
-        neurons, outs = neurons[joining], outs[joining]
-        mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
-        weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
-        weight, alpha, following = _descend(problem, weight, alpha, deadline, least=0 if count else 200)
-        weight, alpha = _tidy(weight, alpha)
-        if value - following < _STALLED * problem.at_zero:
+        joining = values > beta * (1 + 1e-4)
+        following = value
+        if joining.any():
+            neurons, outs = neurons[joining], outs[joining]
+            mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
+            weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
+        if len(weight) and (joining.any() or count == 0):
+            weight, alpha, following = _descend(problem, weight, alpha, deadline, least=0 if count else 200)
+            weight, alpha = _tidy(weight, alpha)
+        # that no neuron would join says nothing where descent has stopped at kinks
+        if value - following < _STALLED * problem.at_zero or count + 1 == max_iter:
             weight, alpha, following = _on_own_patterns(problem, weight, alpha, following)
         gained, value = value - following, min(value, following)
         if gained > 0:
             best = weight, alpha
+        # a round that gained nothing found the neurons it has: their gradients are what is left
         if gained < 1e-6 * problem.at_zero:
             break
     weight, alpha = best

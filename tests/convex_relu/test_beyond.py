@@ -106,10 +106,15 @@ def test_descent_comes_near_the_optimum() -> None:
     assert zero.gap == pytest.approx(0, abs=1e-9 * zero.objective)
 
 
-@pytest.mark.parametrize(("loss", "beta"), [("squared", 0.1), ("logistic", 0.1), ("logistic", 0.5)])
-def test_kinks_do_not_stop_the_search(loss: Any, beta: float) -> None:
-    """Descent alone ends 16, .5 and .02 % above these optima: the program on its own patterns goes on from there."""
-    x, y = normal(10, 3, seed=1), normal(10, seed=10)
+@pytest.mark.parametrize(
+    ("loss", "beta", "seed"), [("squared", 0.1, 1), ("logistic", 0.1, 1), ("logistic", 0.5, 1), ("logistic", 0.5, 0)]
+)
+def test_kinks_do_not_stop_the_search(loss: Any, beta: float, seed: int) -> None:
+    """Descent alone ends 16, .5, .02 and .15 % above these optima: the program on its own patterns goes on from there.
+
+    In the last no neuron would join where descent stops, which is no optimum all the same.
+    """
+    x, y = normal(10, 3, seed=seed), normal(10, seed=seed + 9)
     y = torch.where(y > 0, 1.0, -1.0).double() if loss == "logistic" else y
     optimum = solve(Problem.of(x, y, beta, loss=loss), enumerate_arrangements(x)).objective
     found = descend(x, y, beta, loss=loss, seconds=60, max_iter=10)
