@@ -39,6 +39,7 @@ class Descent:
         objective: of the network.
         lower_bound: on the objective of any network of any width.
         sup_ratio: the largest correlation of a neuron that was found, over beta: above 1, adding it would help.
+        rounds: of the search, at least 1.
         seconds: of wall-clock time that were used.
         relative_gap: (objective - lower_bound) over the loss of the network without neurons.
     """
@@ -49,6 +50,7 @@ class Descent:
     objective: float
     lower_bound: float
     sup_ratio: float
+    rounds: int
     seconds: float
     relative_gap: float
 
@@ -110,13 +112,14 @@ def search(
     if start is not None:
         weight, alpha = problem.scaled(*start)
     value, ratio = problem.at_zero, float("inf")
-    best = weight[:0], alpha[:0]
+    best, rounds = (weight[:0], alpha[:0]), 1
     for count in itertools.count():
         outputs = (x @ weight.T).clamp_min(0) @ alpha
         neurons, outs, values = climb(x, problem.dual(outputs), generator, weight)
         ratio = float(values[0]) / beta if len(values) else 0.0
         if count == max_iter or (count and time.monotonic() > deadline):
             break
+        rounds = count + 1
         joining = values > beta * (1 + 1e-4)
         following = value
         if joining.any():
@@ -147,7 +150,7 @@ def search(
     gap = max(value - bound, 0.0) / problem.at_zero if problem.at_zero > 0 else 0.0
     took = time.monotonic() - begin
     user = problem.unscaled(weight, alpha)
-    return Descent(*user, bias, problem.unit * value, problem.unit * bound, ratio, took, gap)
+    return Descent(*user, bias, problem.unit * value, problem.unit * bound, ratio, rounds, took, gap)
 
 
 def _first_mass(problem: Problem, outputs: Tensor, change: Tensor, count: int) -> float:
