@@ -135,8 +135,8 @@ def path_to_optimum(x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, optimal
     unit = optimal.mass_unit
     fits = fits / optimal.problem.x_unit
     # not `optimal.output`, which is the optimum's only up to the root of the gap and in no reach of the columns
-    end = fits[:, len(used) :] @ (goal[atoms].numpy() / unit)
-    scaled = _parametric_simplex(fits, begin / unit, end)
+    reached = fits[:, len(used) :] @ (goal[atoms].numpy() / unit)
+    scaled = _parametric_simplex(fits, begin / unit, reached)
     moves = [(unit * low, unit * high) for low, high in scaled]
 
     slots = {column: int(slot) for column, slot in enumerate(used)}
