@@ -50,9 +50,11 @@ def project_on_cones(vectors: Tensor, side: Tensor, x: Tensor, *, least: float =
     sides = side[:, lengths > 0].numpy()
     sizes = vectors.norm(dim=1)
     directions = (vectors / torch.where(sizes > 0, sizes, 1.0)[:, None]).numpy()
+    # from 1 on the vector itself is too short; no quotient overflows
+    shares = np.divide(least, sizes.numpy(), out=np.full(len(sizes), 2.0), where=2 * sizes.numpy() > least)
     points = np.empty_like(directions)
     for part in np.array_split(np.arange(len(points)), max(1, -(-sides.size // _ENTRIES))):
-        points[part] = _sweep(directions[part], sides[part], units, least / sizes[part].numpy().clip(1e-300))
+        points[part] = _sweep(directions[part], sides[part], units, shares[part])
     scaled = torch.from_numpy(points) * sizes[:, None]
     return Projections(scaled, scaled.norm(dim=1))
 

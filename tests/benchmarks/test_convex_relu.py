@@ -149,8 +149,8 @@ def test_largest_enumeration() -> None:
     assert seconds < 10
 
 
-@pytest.mark.parametrize(("n", "d", "beta"), [(14, 4, 0.3), (20, 3, 0.05), (30, 3, 0.05)])
-def test_relu(n: int, d: int, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "d", "beta", "least"), [(14, 4, 0.3, 3), (20, 3, 0.05, 3), (30, 3, 0.05, 5)])
+def test_relu(n: int, d: int, beta: float, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The active set against the conic solver on all patterns at once, in cvxpy's matrix form and unpolished."""
     torch.set_num_threads(1)
     monkeypatch.setattr(programs, "_SOLVERS", {"CLARABEL": programs._SOLVERS["CLARABEL"]})  # alone, as a user has it
@@ -169,7 +169,7 @@ def test_relu(n: int, d: int, beta: float, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert found.relative_gap <= 1e-6
     assert found.objective <= same.objective * (1 + 1e-9)
-    assert theirs >= 3 * ours
+    assert theirs >= least * ours
 
 
 def standardised(values: Any) -> Tensor:

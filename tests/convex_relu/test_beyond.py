@@ -34,6 +34,8 @@ def test_many_projections_are_one_by_one_projections() -> None:
     torch.testing.assert_close(early.points[wanted], found.points[wanted])
     assert (early.upper >= found.upper - 1e-12).all()  # given up on, they are bounds still
     assert (early.upper[~wanted] < least).all()
+    tiny = project_on_cones(1e-200 * vectors, side, x, least=1e200)  # whose quotient is no float64
+    torch.testing.assert_close(tiny.points, 1e-200 * vectors)
 
 
 def test_quadratic_functions_on_the_sphere() -> None:
