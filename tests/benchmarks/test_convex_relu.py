@@ -164,8 +164,8 @@ def test_relu(n: int, d: int, beta: float, least: float, monkeypatch: pytest.Mon
         rounds.append((active, whole))
     ours, theirs = (sorted(times)[1] for times in zip(*rounds, strict=True))
     print(
-        f"\nReLU n={n} d={d} p={len(patterns)}: active set {ours:.2f} s, relative gap {found.relative_gap:.0e}; "
-        f"CLARABEL {theirs:.2f} s, {theirs / ours:.1f} times, gap {same.relative_gap:.0e}"
+        f"\nReLU n={n} d={d} p={len(patterns)}: active set {ours:.3f} s, relative gap {found.relative_gap:.0e}; "
+        f"CLARABEL {theirs:.3f} s, {theirs / ours:.1f} times, gap {same.relative_gap:.0e}"
     )
     assert found.relative_gap <= 1e-6
     assert found.objective <= same.objective * (1 + 1e-9)
