@@ -26,6 +26,7 @@ from lit_papers.convex_relu.solvers import solve
 _CLIMBERS = 128
 _JOIN = 16  # neurons that join at once
 _PART = 2000  # samples that are enough to climb on at first
+_SCATTERED = 64  # random neurons that join first where samples are many
 _STALLED = 1e-2  # of the loss at zero: a round that gains less has met kinks
 _SMALL_PROGRAM = 100_000  # entries, n x d x p, of a program that is solved in a fraction of a second
 
@@ -124,6 +125,10 @@ def search(
         following = value
         if joining.any():
             neurons, outs = neurons[joining], outs[joining]
+            if count == 0 and len(x) > _PART:
+                # the correlation with many samples is smooth, and has few peaks: too few neurons to descend from
+                more, their_outs = _scattered(x, problem.dual(outputs), generator)
+                neurons, outs = torch.cat([neurons, more]), torch.cat([outs, their_outs])
             mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
             weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
         if len(weight) and (joining.any() or count == 0):
@@ -159,6 +164,14 @@ def _first_mass(problem: Problem, outputs: Tensor, change: Tensor, count: int) -
     masses = [most * 0.5**power for power in range(30)]
     values = [float(problem.value(outputs + mass * change)) + problem.beta * mass * count for mass in masses]
     return masses[int(np.argmin(values))]
+
+
+def _scattered(x: Tensor, nu: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random unit neurons (c, d), and unit output weights (c,) or (c, k) that lower the loss."""
+    units = torch.randn(_SCATTERED, x.shape[1], generator=generator, dtype=x.dtype)
+    units = torch.nn.functional.normalize(units, dim=1)
+    pulls = -((x @ units.T).clamp_min(0).T @ nu.reshape(len(nu), -1))
+    return units, torch.nn.functional.normalize(pulls, dim=1).reshape(len(units), *nu.shape[1:])
 
 
 def climb(
