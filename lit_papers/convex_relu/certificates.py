@@ -75,21 +75,22 @@ def price(x: Tensor, nu: Tensor, arrangements: Arrangements, *, least: float | N
     bounds = pull.norm(dim=1)
     order = bounds.argsort(descending=True, stable=True)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    best, start, count = 0.0, 0, _FIRST
-    while start < len(order) and float(bounds[order[start]]) >= (best if least is None else least):
-        chosen = order[start : start + count]
+    wanted, start = 0.0 if least is None else least, 0
+    count = _FIRST if least is None else int((bounds >= least).sum())
+    while start < len(order) and float(bounds[order[start]]) >= wanted:
+        chosen = order[start : start + min(count, _columns(x))]
         side = torch.where(gates[:, chosen % num_patterns].T, 1.0, -1.0).to(x.dtype)
-        points, upper = project_on_cones(pull[chosen], side, x)
-        best = max(best, float(upper.max()))
+        points, upper = project_on_cones(pull[chosen], side, x, least=wanted)
         found.append((chosen, points, upper))
-        start, count = start + count, min(2 * count, _columns(x))
+        if least is None:
+            wanted = max(wanted, float(upper.max()))
+        start, count = start + len(chosen), 2 * count
     blocks, points, values = (
         (torch.cat(part) for part in zip(*found, strict=True)) if found else (order[:0], pull[:0], bounds[:0])
     )
     rest = float(bounds[order[start]]) if start < len(order) else 0.0
     falling = values.argsort(descending=True, stable=True)
-    if least is not None:
-        falling = falling[values[falling] >= least]
+    falling = falling[values[falling] >= wanted]
     blocks, points, lengths = blocks[falling], points[falling], values[falling]
     return Prices(
         blocks % num_patterns,

@@ -33,7 +33,7 @@ class Projections(NamedTuple):
     upper: Tensor
 
 
-def project_on_cones(vectors: Tensor, side: Tensor, x: Tensor) -> Projections:
+def project_on_cones(vectors: Tensor, side: Tensor, x: Tensor, *, least: float = 0.0) -> Projections:
     """Project each vector on its own cone ``{u : side_b * (x @ u) >= 0}``.
 
     Lawson and Hanson's active-set method on all problems at once: a sweep adds one violated row to each, or takes a
@@ -43,21 +43,27 @@ def project_on_cones(vectors: Tensor, side: Tensor, x: Tensor) -> Projections:
         vectors: (b, d).
         side: (b, n), +1 and -1, or 0 for a row that does not count.
         x: (n, d) rows; zero rows do not count.
+        least: a projection that is proven to be shorter is given up: its point is outside its cone, its bound holds.
     """
     lengths = x.norm(dim=1)
     units = (x[lengths > 0] / lengths[lengths > 0, None]).numpy()
     sides = side[:, lengths > 0].numpy()
     sizes = vectors.norm(dim=1)
     directions = (vectors / torch.where(sizes > 0, sizes, 1.0)[:, None]).numpy()
+    # from 1 on the vector itself is too short; no quotient overflows
+    shares = np.divide(least, sizes.numpy(), out=np.full(len(sizes), 2.0), where=2 * sizes.numpy() > least)
     points = np.empty_like(directions)
     for part in np.array_split(np.arange(len(points)), max(1, -(-sides.size // _ENTRIES))):
-        points[part] = _sweep(directions[part], sides[part], units)
+        points[part] = _sweep(directions[part], sides[part], units, shares[part])
     scaled = torch.from_numpy(points) * sizes[:, None]
     return Projections(scaled, scaled.norm(dim=1))
 
 
-def _sweep(c: Array, side: Array, units: Array) -> Array:
-    """Points (b, d) near the projections of unit vectors: ``c + rows^T lam`` with lam >= 0 throughout."""
+def _sweep(c: Array, side: Array, units: Array, least: Array) -> Array:
+    """Points (b, d) near the projections of unit vectors: ``c + rows^T lam`` with lam >= 0 throughout.
+
+    Those that are shorter than `least`, (b,), are left as soon as they are.
+    """
     count, d = c.shape
     slots = np.zeros((count, d), dtype=np.intp)  # rows with a multiplier
     used = np.zeros((count, d), dtype=bool)
@@ -71,9 +77,10 @@ def _sweep(c: Array, side: Array, units: Array) -> Array:
         worst = inner.argmin(1)
         violated = inner[np.arange(len(open_)), worst] < -_VIOLATED
         full = used[open_].all(1)
-        keep = ~adding[open_] | (violated & ~full)
+        matters = np.einsum("bd,bd->b", points[open_], points[open_]) >= least[open_] ** 2
+        keep = matters & (~adding[open_] | (violated & ~full))
         # d independent rows leave nothing but the origin, up to rounding
-        unsettled += open_[adding[open_] & violated & full].tolist()
+        unsettled += open_[matters & adding[open_] & violated & full].tolist()
         enters = keep & adding[open_]
         index = open_[enters]
         slot = (~used[index]).argmax(1)

@@ -26,7 +26,8 @@ from lit_papers.convex_relu.solvers import solve
 _CLIMBERS = 128
 _JOIN = 16  # neurons that join at once
 _PART = 2000  # samples that are enough to climb on at first
-_STALLED = 1e-3  # of the loss at zero: a round that gains less has met kinks
+_SCATTERED = 64  # random neurons that join first where samples are many
+_STALLED = 1e-2  # of the loss at zero: a round that gains less has met kinks
 _SMALL_PROGRAM = 100_000  # entries, n x d x p, of a program that is solved in a fraction of a second
 
 
@@ -39,6 +40,7 @@ class Descent:
         objective: of the network.
         lower_bound: on the objective of any network of any width.
         sup_ratio: the largest correlation of a neuron that was found, over beta: above 1, adding it would help.
+        rounds: of the search, at least 1.
         seconds: of wall-clock time that were used.
         relative_gap: (objective - lower_bound) over the loss of the network without neurons.
     """
@@ -49,6 +51,7 @@ class Descent:
     objective: float
     lower_bound: float
     sup_ratio: float
+    rounds: int
     seconds: float
     relative_gap: float
 
@@ -110,25 +113,34 @@ def search(
     if start is not None:
         weight, alpha = problem.scaled(*start)
     value, ratio = problem.at_zero, float("inf")
-    best = weight, alpha
+    best, rounds = (weight[:0], alpha[:0]), 1
     for count in itertools.count():
         outputs = (x @ weight.T).clamp_min(0) @ alpha
         neurons, outs, values = climb(x, problem.dual(outputs), generator, weight)
         ratio = float(values[0]) / beta if len(values) else 0.0
-        joining = values > beta * (1 + 1e-4)
-        # a round that gained nothing found the neurons it has: their gradients are what is left
-        if not joining.any() or count == max_iter or (count and time.monotonic() > deadline):
+        if count == max_iter or (count and time.monotonic() > deadline):
             break
-        neurons, outs = neurons[joining], outs[joining]
-        mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
-        weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
-        weight, alpha, following = _descend(problem, weight, alpha, deadline, least=0 if count else 200)
-        weight, alpha = _tidy(weight, alpha)
-        if value - following < _STALLED * problem.at_zero:
+        rounds = count + 1
+        joining = values > beta * (1 + 1e-4)
+        following = value
+        if joining.any():
+            neurons, outs = neurons[joining], outs[joining]
+            if count == 0 and len(x) > _PART:
+                # the correlation with many samples is smooth, and has few peaks: too few neurons to descend from
+                more, their_outs = _scattered(x, problem.dual(outputs), generator)
+                neurons, outs = torch.cat([neurons, more]), torch.cat([outs, their_outs])
+            mass = _first_mass(problem, outputs, (x @ neurons.T).clamp_min(0) @ outs, len(neurons))
+            weight, alpha = torch.cat([weight, mass**0.5 * neurons]), torch.cat([alpha, mass**0.5 * outs])
+        if len(weight) and (joining.any() or count == 0):
+            weight, alpha, following = _descend(problem, weight, alpha, deadline, least=0 if count else 200)
+            weight, alpha = _tidy(weight, alpha)
+        # that no neuron would join says nothing where descent has stopped at kinks
+        if value - following < _STALLED * problem.at_zero or count + 1 == max_iter:
             weight, alpha, following = _on_own_patterns(problem, weight, alpha, following)
         gained, value = value - following, min(value, following)
         if gained > 0:
             best = weight, alpha
+        # a round that gained nothing found the neurons it has: their gradients are what is left
         if gained < 1e-6 * problem.at_zero:
             break
     weight, alpha = best
@@ -143,7 +155,7 @@ def search(
     gap = max(value - bound, 0.0) / problem.at_zero if problem.at_zero > 0 else 0.0
     took = time.monotonic() - begin
     user = problem.unscaled(weight, alpha)
-    return Descent(*user, bias, problem.unit * value, problem.unit * bound, ratio, took, gap)
+    return Descent(*user, bias, problem.unit * value, problem.unit * bound, ratio, rounds, took, gap)
 
 
 def _first_mass(problem: Problem, outputs: Tensor, change: Tensor, count: int) -> float:
@@ -152,6 +164,14 @@ def _first_mass(problem: Problem, outputs: Tensor, change: Tensor, count: int) -
     masses = [most * 0.5**power for power in range(30)]
     values = [float(problem.value(outputs + mass * change)) + problem.beta * mass * count for mass in masses]
     return masses[int(np.argmin(values))]
+
+
+def _scattered(x: Tensor, nu: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random unit neurons (c, d), and unit output weights (c,) or (c, k) that lower the loss."""
+    units = torch.randn(_SCATTERED, x.shape[1], generator=generator, dtype=x.dtype)
+    units = torch.nn.functional.normalize(units, dim=1)
+    pulls = -((x @ units.T).clamp_min(0).T @ nu.reshape(len(nu), -1))
+    return units, torch.nn.functional.normalize(pulls, dim=1).reshape(len(units), *nu.shape[1:])
 
 
 def climb(

@@ -101,12 +101,13 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
                 begin = None if start is None else blocks_of(problem, arrangements, *start)
                 solution = solve(problem, arrangements, tol=self.tol, start=begin)
                 self.objective_, self.lower_bound_ = solution.objective, solution.lower_bound
-                self.gap_ = solution.gap
+                self.gap_, self.n_iter_ = solution.gap, 1
                 return *to_network(solution), torch.tensor(solution.bias, dtype=torch.float64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
         found = search(problem, seconds=self.seconds, max_iter=self.max_iter, start=start, generator=generator)
         self.objective_, self.lower_bound_, self.gap_ = found.objective, found.lower_bound, max(found.gap, 0.0)
+        self.n_iter_ = found.rounds
         return found.weight, found.alpha, found.bias
 
     def _outputs(self, x: ArrayLike) -> Array:
@@ -143,6 +144,7 @@ class ConvexReLURegressor(RegressorMixin, _ConvexReLU):  # type: ignore[misc]
         weight_: (m, d) hidden neurons, their bias last; alpha_: (m,) or (m, k) output weights; bias_: of the output.
         objective_: value reached; lower_bound_: certified for networks of any width; gap_: between the two.
         exact_: the gap is within `tol`: the network is globally optimal, by proof.
+        n_iter_: rounds of the search; 1 where the program over all patterns was solved instead.
         n_features_in_: number of features seen in ``fit``.
 
     >>> x = np.linspace(-1, 1, 9)[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_papers.convex_relu.certificates import price
 from lit_papers.convex_relu.losses import Loss
-from lit_papers.convex_relu.polish import distinct_neurons
+from lit_papers.convex_relu.polish import distinct_neurons, polish
 from lit_papers.convex_relu.problem import Problem, check_network, import_scipy_optimize
 from lit_papers.convex_relu.solution import ConvexSolution
 
@@ -277,6 +277,8 @@ def optimal_set(x: Tensor, y: Tensor, solution: ConvexSolution, *, tol: float = 
             f"takes {tol**2:.0e}: solve with polish=True and a smaller tol; if it was, take "
             f"tol={solution.relative_gap**0.5:.0e} here."
         )
+    # the gap is of second order in the neurons' errors: one that is small for a value is not for a direction
+    solution = polish(solution, done=1e-15)
     outputs = solution.blocks.outputs(problem.x, solution.arrangements.patterns)
     found = price(problem.x, solution.nu, solution.arrangements, least=problem.beta * (1 - tol))
     kept = distinct_neurons(found, problem.beta)

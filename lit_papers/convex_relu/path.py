@@ -133,9 +133,10 @@ def path_to_optimum(x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor, optimal
     begin = np.concatenate([masses[used].numpy(), np.zeros(len(atoms))])
     # its tolerances are for data of unit size
     unit = optimal.mass_unit
-    scaled = _parametric_simplex(
-        fits / optimal.problem.x_unit, begin / unit, (optimal.output / optimal.problem.y_unit).numpy()
-    )
+    fits = fits / optimal.problem.x_unit
+    # not `optimal.output`, which is the optimum's only up to the root of the gap and in no reach of the columns
+    reached = fits[:, len(used) :] @ (goal[atoms].numpy() / unit)
+    scaled = _parametric_simplex(fits, begin / unit, reached)
     moves = [(unit * low, unit * high) for low, high in scaled]
 
     slots = {column: int(slot) for column, slot in enumerate(used)}

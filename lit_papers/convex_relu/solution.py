@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_papers.convex_relu.arrangements import Arrangements
-from lit_papers.convex_relu.certificates import gated_norms, largest
+from lit_papers.convex_relu.certificates import gated_norms, price
 from lit_papers.convex_relu.cones import project_on_cones
 from lit_papers.convex_relu.losses import Loss
 from lit_papers.convex_relu.problem import Problem
@@ -170,6 +170,7 @@ def certify(
     if sup is None and gated:
         sup = float(gated_norms(problem.x, nu, arrangements.patterns).max())
     elif sup is None:
-        sup = largest(problem.x, nu, arrangements).value
+        # a gradient of norm beta is feasible as it is, so how far below it stays does not matter
+        sup = price(problem.x, nu, arrangements, least=problem.beta * (1 - 1e-14)).sup
     value = float(problem.value(outputs) + problem.beta * blocks.vectors.norm(dim=1).sum())
     return ConvexSolution(problem, arrangements, blocks, value, problem.bound(nu, sup), nu, status, gated)

@@ -163,9 +163,11 @@ def solve(
             solution = certify(problem, arrangements, blocks, status=status, sup=prices.sup)
             if best is None or solution.value - solution.bound < best.value - best.bound:
                 best = solution
+            if best.relative_gap <= tol:
+                break
             joining = _most_violated(prices, active.keys())
-            if best.relative_gap <= tol or len(joining.columns) == 0:
-                break  # done, or nothing is left to add: what gap there is, is the conic solver's
+            if len(joining.columns) == 0:
+                break  # what gap there is, is the conic solver's
         active = Blocks(*(torch.cat(pair) for pair in zip(active, joining, strict=True)))
         chosen = patterns[:, active.columns]
         vectors, status = solve_restricted(problem, chosen, active.signs, index.facets(active.columns))
@@ -202,26 +204,22 @@ def _reached(
     The direction ``x^T D nu`` of each pattern is a neuron, mostly of another pattern; what it reaches there counts.
     """
     x = problem.x
-    centre = x.T @ (arrangements.patterns.to(x.dtype) * nu[:, None])
-    units = torch.nn.functional.normalize(centre, dim=0)
-    found = []
-    for sign in (1.0, -1.0):
-        inner = -sign * (x @ units)
-        values = -sign * (nu @ inner.clamp_min(0))
-        above = (values > problem.beta * (1 + 0.5 * tol)).nonzero()[:, 0]
-        above = above[values[above].argsort(descending=True, stable=True)]
-        columns = index.columns(inner[:, above] > 0)
-        found += [
-            (float(value), column, int(sign)) for value, column in zip(values[above], columns.tolist(), strict=True)
-        ]
-    chosen: dict[tuple[int, int], None] = {}
-    for _, column, sign in sorted(found, reverse=True):
-        if column >= 0 and (column, sign) not in active:
-            chosen[column, sign] = None
+    units = torch.nn.functional.normalize(x.T @ (arrangements.patterns.to(x.dtype) * nu[:, None]), dim=0)
+    inner = x @ torch.cat([-units, units], 1)  # with output signs +1 and -1
+    signs = x.new_ones(inner.shape[1])
+    signs[units.shape[1] :] = -1.0
+    values = -signs * (nu @ inner.clamp_min(0))
+    above = (values > problem.beta * (1 + 0.5 * tol)).nonzero()[:, 0]
+    above = above[values[above].argsort(descending=True, stable=True)]
+    columns, signs = index.columns(inner[:, above] > 0), signs[above]
+    chosen: dict[tuple[int, int], int] = {}
+    for place, key in enumerate(zip(columns.tolist(), signs.long().tolist(), strict=True)):
+        if key[0] >= 0 and key not in active:
+            chosen.setdefault(key, place)
         if len(chosen) == _BATCH:
             break
-    columns, signs = (torch.tensor([key[part] for key in chosen], dtype=torch.long) for part in (0, 1))
-    return Blocks(columns, signs.to(x.dtype), x.new_zeros(len(chosen), x.shape[1]))
+    places = list(chosen.values())
+    return Blocks(columns[places], signs[places], x.new_zeros(len(places), x.shape[1]))
 
 
 def _most_violated(prices: Prices, active: set[tuple[int, int]]) -> Blocks:

@@ -22,7 +22,7 @@ from lit_papers.convex_relu import programs
 from lit_papers.convex_relu.arrangements import Arrangements, enumerate_arrangements, sample_arrangements
 from lit_papers.convex_relu.certificates import gated_norms
 from lit_papers.convex_relu.descent import descend
-from lit_papers.convex_relu.networks import objective
+from lit_papers.convex_relu.networks import balance, objective
 from lit_papers.convex_relu.problem import Problem
 from lit_papers.convex_relu.programs import solve_gated_program, solve_relu_program
 from lit_papers.convex_relu.solution import Blocks, certify
@@ -149,8 +149,8 @@ def test_largest_enumeration() -> None:
     assert seconds < 10
 
 
-@pytest.mark.parametrize(("n", "d", "beta"), [(14, 4, 0.3), (20, 3, 0.05), (30, 3, 0.05)])
-def test_relu(n: int, d: int, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "d", "beta", "least"), [(14, 4, 0.3, 3), (20, 3, 0.05, 3), (30, 3, 0.05, 5)])
+def test_relu(n: int, d: int, beta: float, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The active set against the conic solver on all patterns at once, in cvxpy's matrix form and unpolished."""
     torch.set_num_threads(1)
     monkeypatch.setattr(programs, "_SOLVERS", {"CLARABEL": programs._SOLVERS["CLARABEL"]})  # alone, as a user has it
@@ -164,12 +164,12 @@ def test_relu(n: int, d: int, beta: float, monkeypatch: pytest.MonkeyPatch) -> N
         rounds.append((active, whole))
     ours, theirs = (sorted(times)[1] for times in zip(*rounds, strict=True))
     print(
-        f"\nReLU n={n} d={d} p={len(patterns)}: active set {ours:.2f} s, relative gap {found.relative_gap:.0e}; "
-        f"CLARABEL {theirs:.2f} s, {theirs / ours:.1f} times, gap {same.relative_gap:.0e}"
+        f"\nReLU n={n} d={d} p={len(patterns)}: active set {ours:.3f} s, relative gap {found.relative_gap:.0e}; "
+        f"CLARABEL {theirs:.3f} s, {theirs / ours:.1f} times, gap {same.relative_gap:.0e}"
     )
     assert found.relative_gap <= 1e-6
     assert found.objective <= same.objective * (1 + 1e-9)
-    assert theirs >= 3 * ours
+    assert theirs >= least * ours
 
 
 def standardised(values: Any) -> Tensor:
@@ -198,9 +198,10 @@ def data_set(name: str) -> tuple[Tensor, Tensor, float, Any]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["diabetes", "breast cancer", "digits 0/1", "20 000 x 8"])
 def test_beyond_enumeration(name: str) -> None:
-    """[bound, value] beside scikit-learn's multi-layer perceptron with L-BFGS, in the objective of both.
+    """[bound, value] beside scikit-learn's multi-layer perceptron with L-BFGS.
 
-    The perceptron does not decay its hidden biases; its network is judged with and without that.
+    The perceptron does not decay its hidden biases. Both networks are judged in our objective, the perceptron's neurons
+    balanced first, which can only help it; and in the perceptron's own, for which only it was trained.
     """
     torch.set_num_threads(1)
     x, y, beta, loss = data_set(name)
@@ -211,10 +212,14 @@ def test_beyond_enumeration(name: str) -> None:
     theirs, model = timed(lambda: kind(hidden_layer_sizes=(100,), **options).fit(x.numpy(), y.numpy()))
     weight = torch.from_numpy(np.vstack([model.coefs_[0], model.intercepts_[0]]).T)
     alpha, bias = torch.from_numpy(model.coefs_[1][:, 0]), torch.tensor(model.intercepts_[1][0])
-    value = float(objective(with_ones, y, weight, alpha, beta, loss=loss, bias=bias))
+    value = float(objective(with_ones, y, *balance(weight, alpha), beta, loss=loss, bias=bias))
+    own = float(objective(with_ones, y, weight, alpha, beta, loss=loss, bias=bias))
+    own, ours = (
+        total - 0.5 * beta * float(layer[:, -1].square().sum())
+        for total, layer in ((own, weight), (found.objective, found.weight))
+    )
     print(
-        f"\n{name}: [{found.lower_bound:.5g}, {found.objective:.5g}], {len(found.alpha)} neurons, {seconds:.1f} s; "
-        f"perceptron {value:.5g} ({value - 0.5 * beta * float(weight[:, -1].square().sum()):.5g} without its hidden "
-        f"biases' decay), {theirs:.1f} s"
+        f"\n{name}: [{found.lower_bound:.5g}, {found.objective:.5g}], {len(found.alpha)} neurons, {seconds:.2f} s; "
+        f"perceptron {value:.5g}, {theirs:.2f} s; without the hidden biases' decay {ours:.5g} and {own:.5g}"
     )
     assert 0 < found.lower_bound < found.objective <= value

@@ -65,7 +65,7 @@ def test_where_patterns_are_too_many_it_searches_and_bounds() -> None:
     options = {"seconds": 300, "max_iter": 5}  # not by the clock of a machine that may be busy
     searched, solved = (ConvexReLURegressor(0.5, max_patterns=most, **options).fit(x, y) for most in (1, 1000))
     assert solved.objective_ <= searched.objective_ + 1e-9
-    assert searched.objective_ <= solved.objective_ * 1.02
+    assert searched.objective_ <= solved.objective_ * (1 + 1e-6)
     assert searched.lower_bound_ <= solved.objective_ + 1e-9
 
 
@@ -93,7 +93,7 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
         model = ConvexReLURegressor(1.0, warm_start=True, **options).fit(x, y)
         warm = model.set_params(beta=0.5).fit(x, y).objective_
         cold = ConvexReLURegressor(0.5, **options).fit(x, y).objective_
-        assert warm == pytest.approx(cold, rel=1e-6 if most == 1000 else 0.02)
+        assert warm == pytest.approx(cold, rel=1e-6)
 
 
 def test_cross_validation_chooses_along_the_path() -> None:
