@@ -58,6 +58,7 @@ def accuracy_against_cost(outcomes: Sequence[Any]) -> "Figure":
     figure, (axis,) = new_figure(1, 1)
     figure.set_size_inches(6.4, 4.4)
     kinds = list(dict.fromkeys(outcome.arm.split()[0] for outcome in outcomes))
+    costs = [outcome.values["gmacs"] for outcome in outcomes]
     for arm in dict.fromkeys(outcome.arm for outcome in outcomes):
         runs = [outcome.values for outcome in outcomes if outcome.arm == arm]
         accuracies = [100 * values["accuracy"] for values in runs]
@@ -65,7 +66,9 @@ def accuracy_against_cost(outcomes: Sequence[Any]) -> "Figure":
         cost, mean = 1e3 * statistics.fmean(values["gmacs"] for values in runs), statistics.fmean(accuracies)
         style = STYLES[kinds.index(arm.split()[0]) % len(STYLES)]
         axis.errorbar(cost, mean, spread, **{**style, "linestyle": "none"}, capsize=3)
-        axis.annotate(arm, (cost, mean), xytext=(5, 4), textcoords="offset points", fontsize="x-small")
+        left = cost > 1e3 * (min(costs) + max(costs)) / 2  # the name lies towards the middle
+        place = {"xytext": (-5, 4), "ha": "right"} if left else {"xytext": (5, 4)}
+        axis.annotate(arm, (cost, mean), **place, textcoords="offset points", fontsize="x-small")
     axis.set(xlabel=r"cost of a sample after training ($10^6$ multiply-adds)", ylabel="accuracy (%)")
     axis.margins(x=0.25)
     axis.grid(alpha=0.3, which="both")

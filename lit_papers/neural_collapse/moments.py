@@ -84,7 +84,7 @@ def _add_block_(moments: Moments, rows: Tensor, labels: Tensor, residual_dtype: 
     # The difference comes before any rounding. Pilots fit float32 where that is the dtype of the residuals, so that
     # float32 features need no float64 arithmetic at all; a difference of neighbours is even exact.
     wide = torch.promote_types(rows.dtype, residual_dtype)
-    residuals = (rows.to(wide) - moments.pilots[labels].to(wide)).to(residual_dtype)  # (b, d)
+    residuals = (rows.to(wide) - moments.pilots.index_select(0, labels).to(wide)).to(residual_dtype)  # (b, d)
     moments.counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
     moments.sums.index_add_(0, labels, residuals.double())
     lengths = torch.linalg.vector_norm(residuals, dim=1, dtype=torch.float64)

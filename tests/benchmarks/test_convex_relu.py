@@ -27,8 +27,10 @@ from lit_papers.convex_relu.problem import Problem
 from lit_papers.convex_relu.programs import solve_gated_program, solve_relu_program
 from lit_papers.convex_relu.solution import Blocks, certify
 from lit_papers.convex_relu.solvers import solve_gated, solve_gated_fista, solve_relu
+from lit_papers.reproduce.measured import Cell
 from tests.convex_relu.small import load, normal, sampled
 from tests.convex_relu.test_arrangements import by_linear_programs
+from tests.measuring import Keep
 
 pytestmark = pytest.mark.benchmark
 
@@ -71,7 +73,7 @@ def by_scnn(x: Tensor, y: Tensor, beta: float, arrangements: Arrangements) -> tu
 
 
 @pytest.mark.parametrize(("n", "d", "p"), [(200, 20, 100), (500, 50, 300)])
-def test_gated(n: int, d: int, p: int) -> None:
+def test_gated(n: int, d: int, p: int, keep: Keep) -> None:
     """To a relative 1e-6: conic solver, scnn, FISTA and the second-order method."""
     torch.set_num_threads(1)
     if n == 200:
@@ -91,7 +93,10 @@ def test_gated(n: int, d: int, p: int) -> None:
         rows.append(("scnn R-FISTA", *by_scnn(x, y, beta, patterns)))
     except pytest.skip.Exception:
         print("  scnn is not installed")
+    size = f"n={n}, d={d}, p={p}"
+    keep("convex_relu/gated", size, {"ours [s]": ours})
     for name, seconds, solution in rows:
+        keep("convex_relu/gated", size, {f"{name} [s]": seconds, f"{name} [ours]": seconds / ours})
         above = solution.objective / found.lower_bound - 1
         print(f"  {name}: {seconds:.3f} s, {seconds / ours:.1f} times ours, at most {above:.1e} above the optimum")
     assert found.relative_gap <= 1e-6
@@ -132,7 +137,7 @@ def test_memory() -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 3), (20, 3)])
-def test_enumeration(n: int, d: int) -> None:
+def test_enumeration(n: int, d: int, keep: Keep) -> None:
     x = normal(n, d)
     enumerate_arrangements(x)
     ours, found = timed(lambda: enumerate_arrangements(x))
@@ -140,17 +145,20 @@ def test_enumeration(n: int, d: int) -> None:
     assert len(found) == len(patterns)
     times = tree / ours
     print(f"\nenumeration n={n} d={d}: {len(found)} patterns, {ours * 1e3:.1f} ms; linear programs {times:.0f} times")
+    cells: dict[str, Cell] = {"patterns": len(found), "seconds": ours, "a tree of linear programs [ours]": times}
+    keep("convex_relu/patterns", f"{n} samples in {d} dimensions", cells)
     assert tree >= 5 * ours
 
 
-def test_largest_enumeration() -> None:
+def test_largest_enumeration(keep: Keep) -> None:
     seconds, found = timed(lambda: enumerate_arrangements(normal(30, 5), max_patterns=60_000))
     print(f"\nenumeration n=30 d=5: {len(found)} patterns, {seconds:.2f} s")
+    keep("convex_relu/patterns", "30 samples in 5 dimensions", {"patterns": len(found), "seconds": seconds})
     assert seconds < 10
 
 
 @pytest.mark.parametrize(("n", "d", "beta", "least"), [(14, 4, 0.3, 3), (20, 3, 0.05, 3), (30, 3, 0.05, 5)])
-def test_relu(n: int, d: int, beta: float, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relu(n: int, d: int, beta: float, least: float, monkeypatch: pytest.MonkeyPatch, keep: Keep) -> None:
     """The active set against the conic solver on all patterns at once, in cvxpy's matrix form and unpolished."""
     torch.set_num_threads(1)
     monkeypatch.setattr(programs, "_SOLVERS", {"CLARABEL": programs._SOLVERS["CLARABEL"]})  # alone, as a user has it
@@ -167,6 +175,11 @@ def test_relu(n: int, d: int, beta: float, least: float, monkeypatch: pytest.Mon
         f"\nReLU n={n} d={d} p={len(patterns)}: active set {ours:.3f} s, relative gap {found.relative_gap:.0e}; "
         f"CLARABEL {theirs:.3f} s, {theirs / ours:.1f} times, gap {same.relative_gap:.0e}"
     )
+    cells: dict[str, Cell] = {
+        "patterns": len(patterns), "ours [s]": ours, "proven to": f"{found.relative_gap:.0e}", "CLARABEL [s]": theirs,
+        "it is proven to": f"{same.relative_gap:.0e}", "CLARABEL [ours]": theirs / ours,
+    }  # fmt: skip
+    keep("convex_relu/relu", f"n={n}, d={d}, beta {beta:g}", cells)
     assert found.relative_gap <= 1e-6
     assert found.objective <= same.objective * (1 + 1e-9)
     assert theirs >= least * ours
@@ -197,7 +210,7 @@ def data_set(name: str) -> tuple[Tensor, Tensor, float, Any]:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["diabetes", "breast cancer", "digits 0/1", "20 000 x 8"])
-def test_beyond_enumeration(name: str) -> None:
+def test_beyond_enumeration(name: str, keep: Keep) -> None:
     """[bound, value] beside scikit-learn's multi-layer perceptron with L-BFGS.
 
     The perceptron does not decay its hidden biases. Both networks are judged in our objective, the perceptron's neurons
@@ -222,4 +235,10 @@ def test_beyond_enumeration(name: str) -> None:
         f"\n{name}: [{found.lower_bound:.5g}, {found.objective:.5g}], {len(found.alpha)} neurons, {seconds:.2f} s; "
         f"perceptron {value:.5g}, {theirs:.2f} s; without the hidden biases' decay {ours:.5g} and {own:.5g}"
     )
+    cells: dict[str, Cell] = {
+        "n x d": f"{len(x)} x {x.shape[1]}", "loss, beta": f"{loss}, {beta:g}", "proven bound": found.lower_bound,
+        "`descend`": found.objective, "neurons": len(found.alpha), "seconds": seconds, "perceptron": value,
+        "its seconds": theirs, "hidden biases free: `descend`": ours, "perceptron, these free": own,
+    }  # fmt: skip
+    keep("convex_relu/beyond", name, cells)
     assert 0 < found.lower_bound < found.objective <= value

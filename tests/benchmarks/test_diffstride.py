@@ -65,8 +65,9 @@ def saved_bytes(layer: Layer, maps: Tensor) -> int:
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.numel() > maps[0].numel():  # bases and masks do not grow with the batch
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() > 4 * maps[0].numel():  # bases and masks do not grow with the batch
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
