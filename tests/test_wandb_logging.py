@@ -58,6 +58,15 @@ def test_an_offline_run_holds_everything(tmp_path: Path) -> None:
     assert (path.parent / "files" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("entry", [LIT_PAPERS, ["-c", "from lit_papers.__main__ import program; program()"]])
+def test_a_mistake_is_a_failed_run(entry: list[str], tmp_path: Path) -> None:
+    lost = '{"class_path": "lit_papers.callbacks.NeuralCollapse", "init_args": {"classifier": "nowhere"}}'
+    done = python([*entry, *DIGITS, *SHORT, f"--trainer.callbacks=[{lost}]"], tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 2, done.stderr[-3000:]
+    (path,) = tmp_path.glob("runs/wandb/offline-run-*/run-*.wandb")
+    assert read_run(path).exit_code == 2
+
+
 def test_a_table_arrives_as_a_table(tmp_path: Path) -> None:
     words = [*LIT_PAPERS, "fit", "--config", "diffstride/digits", "--config", "wandb", *SHORT[1:]]
     done = python([*words, "--trainer.max_epochs=1"], tmp_path, WANDB_MODE="offline")

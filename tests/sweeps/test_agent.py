@@ -139,7 +139,7 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_agent_goes_on_after_a_crash(tmp_path: Path) -> None:
-    """A value that a constructor refuses ends the process before its run begins; a later error fails the run."""
+    """A value that a constructor refuses ends the process before its run begins; a later mistake fails the run."""
     good = {**SHORT, "trainer.max_epochs": 1, "model.init_args.lr": 0.05}
     refused = {**good, "model.init_args.lr": -1.0}
     lost = {"class_path": "lit_papers.callbacks.NeuralCollapse", "init_args": {"classifier": "nowhere"}}
@@ -148,6 +148,6 @@ def test_the_agent_goes_on_after_a_crash(tmp_path: Path) -> None:
         printed = sweep("neural_collapse", SHORT, server, tmp_path)
     assert server.unknown == []
     assert "lr must be > 0, got -1.0" in printed
-    assert {name: run.exit_code for name, run in server.runs.items()} == {"run2": 1, "run3": 0}
+    assert {name: run.exit_code for name, run in server.runs.items()} == {"run2": 2, "run3": 0}
     assert server.runs["run2"].column("neural_collapse/nc1") == []
     assert len(server.runs["run3"].column("neural_collapse/nc1")) == 1
