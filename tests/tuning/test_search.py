@@ -61,9 +61,14 @@ a = Assignment.from_environment()
 key, value = "value", float("nan") if x == "nan" else float(x) if isinstance(x, (int, float)) else 0.5
 if x == "other":
     key, value = "logged", ["val/loss"]
-with sqlite3.connect(a.storage.removeprefix("sqlite:///"), timeout=20) as study:  # as Trial.set_user_attr does
-    insert = "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, ?)"
-    study.execute(insert, (a.trial_id, key, json.dumps(value)))
+if a.storage.startswith("sqlite"):
+    with sqlite3.connect(a.storage.removeprefix("sqlite:///"), timeout=20) as study:  # as Trial.set_user_attr does
+        insert = "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, ?)"
+        study.execute(insert, (a.trial_id, key, json.dumps(value)))
+else:
+    from optuna.trial import Trial
+    from lit_papers.tuning.assignment import open_study
+    Trial(open_study(a), a.trial_id).set_user_attr(key, value)
 """
 
 
