@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lit_papers.local_sgd.functional import consensus_distance
+from lit_papers.local_sgd.functional import consensus_distance, squared_norm
 
 
 def group_size(group: dist.ProcessGroup | None = None) -> int:
@@ -221,5 +221,4 @@ def measure_drift(parameters: Sequence[Tensor], average: Tensor, group: dist.Pro
     if group_size(group) > 1:
         dist.all_reduce(distance, group=group)
         distance /= group_size(group)
-    norm = torch.linalg.vector_norm(average[: numbers_in(parameters)], dtype=torch.float64).square()
-    return torch.stack([distance, norm])
+    return torch.stack([distance, squared_norm(average[: numbers_in(parameters)])])

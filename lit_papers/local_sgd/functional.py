@@ -1,7 +1,13 @@
 """How far the machines of local SGD have drifted apart, and what they may round away when they average."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+# Numbers whose differences, and their float64 copies, are in memory at a time: on a CPU in its cache, else few kernels.
+_BLOCK = {"cpu": 2**16}
+_LARGE_BLOCK = 2**24
 
 
 def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
@@ -27,8 +33,26 @@ def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
     """
     if local.shape != average.shape:
         raise ValueError(f"local and average must have one shape, got {tuple(local.shape)} and {tuple(average.shape)}")
-    distance: Tensor = torch.linalg.vector_norm(local - average, dtype=torch.float64)
-    return distance.square()
+    size = _block(local)
+    blocks = zip(local.reshape(-1).split(size), average.reshape(-1).split(size), strict=True)
+    return _squared_lengths(mine - mean for mine, mean in blocks)
+
+
+def squared_norm(values: Tensor) -> Tensor:
+    """Squared Euclidean norm of a tensor of any shape, float64 with shape ``()``, without a float64 copy of it.
+
+    >>> squared_norm(torch.tensor([[3.0, 4.0]]))
+    tensor(25., dtype=torch.float64)
+    """
+    return _squared_lengths(values.reshape(-1).split(_block(values)))
+
+
+def _block(values: Tensor) -> int:
+    return _BLOCK.get(values.device.type, _LARGE_BLOCK)
+
+
+def _squared_lengths(blocks: Iterable[Tensor]) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(block, dtype=torch.float64) for block in blocks]).square().sum()
 
 
 def round_to_bfloat16(change: Tensor, owed: Tensor) -> Tensor:
