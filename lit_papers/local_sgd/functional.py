@@ -34,7 +34,7 @@ def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
     if local.shape != average.shape:
         raise ValueError(f"local and average must have one shape, got {tuple(local.shape)} and {tuple(average.shape)}")
     size = _block(local)
-    blocks = zip(local.reshape(-1).split(size), average.reshape(-1).split(size), strict=True)
+    blocks = zip(torch.split(local.reshape(-1), size), torch.split(average.reshape(-1), size), strict=True)
     return _squared_lengths(mine - mean for mine, mean in blocks)
 
 
@@ -44,7 +44,7 @@ def squared_norm(values: Tensor) -> Tensor:
     >>> squared_norm(torch.tensor([[3.0, 4.0]]))
     tensor(25., dtype=torch.float64)
     """
-    return _squared_lengths(values.reshape(-1).split(_block(values)))
+    return _squared_lengths(torch.split(values.reshape(-1), _block(values)))
 
 
 def _block(values: Tensor) -> int:

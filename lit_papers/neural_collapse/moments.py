@@ -53,7 +53,7 @@ class Moments(NamedTuple):
         # 2 C + 2 C d + d^2 numbers are (C + d)^2 - C^2 + 2 C
         dim = math.isqrt(len(packed) - 2 * num_classes + num_classes**2) - num_classes
         small, large = num_classes, num_classes * dim
-        counts, spreads, pilots, sums, scatter = packed.split([small, small, large, large, dim * dim])
+        counts, spreads, pilots, sums, scatter = torch.split(packed, [small, small, large, large, dim * dim])
         shape = num_classes, dim
         return cls(counts, pilots.view(shape), spreads, sums.view(shape), scatter.view(dim, dim))
 
