@@ -229,7 +229,8 @@ class _Diagnosis:
         while costs:
             remaining = self._remaining()
             levels = share_out(costs, remaining)
-            name = min(costs, key=lambda each: (levels[each] is not None, costs[each][0]))
+            # what does not fit comes last: where the others take less than was thought, it does
+            name = min(costs, key=lambda each: (levels[each] is None, costs[each][0]))
             step(name, whole - len(costs), whole)
             spent, level = costs.pop(name), levels[name]
             if level is None:
