@@ -12,7 +12,7 @@ from lit_papers.continual.network_lens import LayerSimilarityLens, LossSliceLens
 from lit_papers.convex_relu.lens import ConvexGapLens
 from lit_papers.diffstride.lens import StrideLens, stride_layers
 from lit_papers.diffstride.network_lens import ConvertibleLens, CostLens
-from lit_papers.interactions.estimator import MultiOrderInteraction
+from lit_papers.interactions.estimator import PROBES, MultiOrderInteraction
 from lit_papers.interactions.lens import InteractionLens
 from lit_papers.interactions.players import FeaturePlayers, PatchGrid, Players
 from lit_papers.lens import Lens, NotApplicable
@@ -24,6 +24,7 @@ _MASKED_BYTES = 2**24  # of masked inputs in one pass
 _PLAIN_FEATURES = 64  # of a table; more are grouped
 _SECONDS_CONVEX = 3.0
 _SECONDS_MASK = 1e-5  # of masking an input and counting its answer
+_DOUBLE = 5.0  # times as long as in single precision convolutions take, of which CPUs have no fast ones in double
 
 
 @dataclass
@@ -156,7 +157,8 @@ def interactions(setting: Setting) -> list[Plan]:
         plans.append(
             Plan(
                 partial(InteractionLens, players, n_samples, seed=setting.seed, **options),
-                forwards * (setting.forward + setting.slowness * _SECONDS_MASK),
+                forwards * (setting.forward + setting.slowness * _SECONDS_MASK)
+                + n_samples * PROBES * _DOUBLE * setting.forward,
                 None if named == full else f"{named} instead of {full}",
             )
         )

@@ -28,7 +28,7 @@ from lit_papers.interactions.rounding import Rounding
 
 _LARGEST_EXACT = 24
 _FORWARDS = 4  # for a context on its own
-_PROBES = 12  # masked inputs of a sample that are computed in another precision, or compared with a partial file
+PROBES = 12  # masked inputs of a sample that are computed in another precision, or compared with a partial file
 _FEWEST_CONTEXTS = 5  # with fewer, errors could not be told
 _COUNTED = 4  # samples whose plans are counted while a budget is sought
 
@@ -288,7 +288,7 @@ class MultiOrderInteraction:
                 rounded = max(rounded, torch.finfo(outputs.dtype).eps * outputs.abs().max().item())
             values.append(self._value(outputs, y, len(keep)))
         found = torch.cat(values).cpu()
-        probes = torch.linspace(0, number - 1, min(number, _PROBES)).long().tolist()
+        probes = torch.linspace(0, number - 1, min(number, PROBES)).long().tolist()
         keep = torch.cat([masks(probe, probe + 1) for probe in probes])
 
         def respond(network: Any, dtype: torch.dtype) -> Tensor:
@@ -336,7 +336,7 @@ class MultiOrderInteraction:
         assert self.seconds is not None  # noqa: S101
         begin = time.perf_counter()
         speed = self._speed(inputs.take(x, 0), y[:1])
-        allowed = int(0.8 * speed * (self.seconds - (time.perf_counter() - begin))) - _PROBES * len(names)
+        allowed = int(0.8 * speed * (self.seconds - (time.perf_counter() - begin))) - PROBES * len(names)
         plan = copy.copy(self)
         plan.batch_size = max(1, min(self.batch_size, math.ceil(speed * self.seconds / 20)))
         if plan._count_roughly(names) <= allowed:
@@ -394,7 +394,7 @@ class MultiOrderInteraction:
     def _partial_file(self, path: str | Path, x: Any, y: Tensor, names: list[int]) -> PartialFile:
         pairs = self.pairs if isinstance(self.pairs, int) else self.pairs.tolist()
         settings = (self.method, self.orders, pairs, self.n_contexts, self.seed, self.players.n_players, names)
-        keep, values, rounded = self._random_masks(_PROBES), [], 0.0
+        keep, values, rounded = self._random_masks(PROBES), [], 0.0
         for place in range(len(names)):
             outputs = self._outputs(self.model, self._masked(inputs.take(x, place), keep))
             rounded = max(rounded, torch.finfo(outputs.dtype).eps * outputs.abs().max().item())
