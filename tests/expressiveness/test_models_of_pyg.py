@@ -25,7 +25,9 @@ from lit_papers.expressiveness.graphs import atlas, make_graph
 from lit_papers.expressiveness.separation import SeparationReport, pair_ceilings, separation_power
 from lit_papers.expressiveness.tensor_language import Aggregate, Edge, Expression, Function, Matrix, bound, parse
 from lit_papers.expressiveness.weisfeiler_leman import graph_hash
+from lit_papers.reproduce.measured import Cell
 from tests.expressiveness.small import batch
+from tests.measuring import Keep
 
 WIDTH, LAYERS, CLASSES = 16, 3, 2
 
@@ -362,9 +364,9 @@ def measured(row: Row, pairs: list[tuple[Data, Data]], ceilings: dict[str, list[
     )  # fmt: skip
 
 
-def line(name: str, row: Row, *counts: tuple[int, int]) -> str:
-    cells = [f"{separated}" + (f" ({unreliable} unreliable)" if unreliable else "") for separated, unreliable in counts]
-    return f"| `{name}` | {' | '.join(cells)} | {row.bound() or 'none'} |"
+def said(report: SeparationReport) -> str:
+    unreliable = f" ({report.num_unreliable} unreliable)" if report.num_unreliable else ""
+    return f"{report.num_separated}{unreliable}"
 
 
 def test_none_is_left_out() -> None:
@@ -374,7 +376,7 @@ def test_none_is_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_models_of_graphs() -> None:
+def test_models_of_graphs(keep: Keep) -> None:
     apart, alike = pairs_of_graphs()
     tests = {"cr": [True] * len(apart)}, pair_ceilings(alike, ["cr", "2-fwl"])
     assert tests[1] == {"cr": [False] * len(alike), "2-fwl": [True] * len(alike)}
@@ -383,7 +385,11 @@ def test_models_of_graphs() -> None:
     hashes: dict[str, Tensor] = {}
     for name, row in GRAPHS.items():
         found = [measured(row, pairs, known) for pairs, known in zip((apart, alike), tests, strict=True)]
-        print(line(name, row, *((report.num_separated, report.num_unreliable) for report in found)))
+        columns = f"of {len(apart)} that colour refinement separates", f"of {len(alike)} that it does not"
+        cells: dict[str, Cell] = dict(zip(columns, map(said, found), strict=True))
+        cells["bound"] = str(row.bound() or "none")
+        print(f"| `{name}` | {' | '.join(map(str, cells.values()))} |")
+        keep("expressiveness/models", f"`{name}`", cells)
         if (derived := row.bound()) is not None:
             if str(derived) not in hashes:
                 test = "cr" if derived.test == "cr" else f"{derived.k}-fwl"
@@ -398,7 +404,7 @@ def test_models_of_graphs() -> None:
 
 
 @pytest.mark.slow
-def test_models_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_points(monkeypatch: pytest.MonkeyPatch, keep: Keep) -> None:
     for module in (dimenet, gnnff, schnet, visnet):
         for name, ours in (("radius_graph", neighbours), ("triplets", triples)):
             if hasattr(module, name):
@@ -409,7 +415,10 @@ def test_models_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known == {"cr": [False] * 4, "2-fwl": [True] * 4}
     for name, row in POINTS.items():
         report = measured(row, pairs, known)
-        print(line(name, row, (report.num_separated, report.num_unreliable)))
+        print(f"| `{name}` | {said(report)} | {row.bound() or 'none'} |")
+        keep(
+            "expressiveness/models_of_points", f"`{name}`", {"of 4": said(report), "bound": str(row.bound() or "none")}
+        )
         # whoever sees angles tells these apart; distances to neighbours are all the same
         assert report.num_separated == (0 if name == "SchNet" else 4)
 
