@@ -15,6 +15,7 @@ import yaml
 
 import lit_papers
 from lit_papers import catalog
+from lit_papers.__main__ import program
 from lit_papers.cli import main
 from tests.warm import run_warm
 
@@ -60,7 +61,7 @@ def test_extras_that_are_declared_exist() -> None:
 def test_the_console_script_is_the_same_command() -> None:
     tomllib = pytest.importorskip("tomllib")
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"lit-papers": f"{main.__module__}:{main.__name__}"}
+    assert scripts == {"lit-papers": f"{program.__module__}:{program.__name__}"}
 
 
 @pytest.mark.parametrize("name", catalog.config_names())

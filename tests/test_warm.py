@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import wait_until_gone
+from tests.processes import default_signals, wait_until_gone
 from tests.warm import run_warm, warm, warm_python
 
 PROGRAM = """\
@@ -38,7 +38,7 @@ def test_what_an_interpreter_shows(kind: str, status: str, tmp_path: Path) -> No
     }
     cold = subprocess.run(
         [sys.executable, *program, status], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, start_new_session=True,
+        capture_output=True, text=True, start_new_session=True, preexec_fn=default_signals,
     )  # fmt: skip
     copy = run_warm([*program, status], tmp_path, environment)
     assert (copy.stdout, copy.stderr, copy.returncode) == (cold.stdout, cold.stderr, cold.returncode)
