@@ -1,5 +1,6 @@
 """Every sweep file builds, by W&B's own functions, a command line that we accept and a metric that we log."""
 
+import itertools
 import json
 import os
 import random
@@ -121,3 +122,30 @@ def test_the_metric_is_logged(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (metrics,) = tmp_path.glob("runs/*/*/version_0/metrics.csv")
     assert sweep["metric"]["name"] in metrics.read_text().splitlines()[0].split(",")
+
+
+def points(name: str) -> list[dict[str, Any]]:
+    """All of a grid, seeds apart."""
+    parameters = yaml.safe_load((ROOT / f"sweeps/{name}.yaml").read_text())["parameters"]
+    axes = {
+        key: [axis["value"]] if "value" in axis else axis["values"]
+        for key, axis in parameters.items()
+        if not key.endswith(("seed", "seed_everything"))
+    }
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+@pytest.mark.parametrize(
+    ("config", "point"),
+    [
+        *(("diffstride/digits", point) for point in points("diffstride_grid")),
+        *(("continual/digits", point) for point in points("continual_grid")),
+    ],
+)
+def test_every_point_of_a_grid_trains(config: str, point: dict[str, Any], tmp_path: Path) -> None:
+    """What fits by itself may not fit together, which one sample does not show."""
+    pytest.importorskip("sklearn")
+    if config.startswith("continual"):
+        pytest.importorskip("lightly")
+    (tmp_path / "point.json").write_text(json.dumps(point))
+    assert main(["fit", "--config", config, "--config", "point.json", "--trainer.fast_dev_run=true"]) == 0
