@@ -6,8 +6,8 @@ from pathlib import Path
 
 EXTRA_OF = {  # an import name, and the extra that brings it
     "torchvision": "vision", "torchaudio": "audio", "lightly": "continual", "sklearn": "data", "shapiq": "data",
-    "cvxpy": "convex", "torch_geometric": "graph", "networkx": "graph", "wandb": "wandb", "optuna": "sweep",
-    "filelock": "sweep", "psycopg": "sweep",
+    "cvxpy": "convex", "clarabel": "convex", "torch_geometric": "graph", "networkx": "graph", "wandb": "wandb",
+    "optuna": "sweep", "filelock": "sweep", "psycopg": "sweep",
 }  # fmt: skip
 _CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -20,8 +20,8 @@ MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 _KNOWN = {
     "lit_papers", "torch", "lightning", "lightning_fabric", "pytorch_lightning", "lightning_utilities", "torchmetrics",
     "jsonargparse", "yaml", "numpy", "fsspec", "matplotlib", "rich", "PIL", "torchvision", "torchaudio", "sklearn",
-    "scipy", "cvxpy", "torch_geometric", "networkx", "lightly", "shapiq", "wandb", "tensorboard", "mlflow", "optuna",
-    "sqlalchemy", "alembic",
+    "scipy", "cvxpy", "clarabel", "torch_geometric", "networkx", "lightly", "shapiq", "wandb", "tensorboard", "mlflow",
+    "optuna", "sqlalchemy", "alembic",
 }  # fmt: skip
 # What a refusal is raised as: other types (KeyError, AttributeError, ...) are bugs wherever they come from.
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError)
