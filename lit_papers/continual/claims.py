@@ -1,8 +1,8 @@
 """What `reproduce` calls for this paper: networks of one seed that learned digits, and what their features are worth.
 
 Learners and methods are those of every run; the loop around them is plain, as nothing here needs a Trainer: pairs of
-scikit-learn's digits in turn, a fixed number of epochs each, with labels or without. The network has no batch norm, and
-steps are many and small: after few and large ones a network with labels has not learned even its last pair, and what it
+scikit-learn's digits in turn, a fixed number of epochs each, with labels or without. The backbone has no batch norm,
+and steps are many and small: after few and large ones a network with labels has not learned even its last pair, and what it
 forgot of the others says nothing.
 """
 
@@ -131,10 +131,8 @@ def _learned(
 ) -> ContinualLearner:
     """A learner after a stream of pairs of digits, in evaluation mode."""
     torch.manual_seed(seed)
-    backbone, transform = (
-        SmallCNN(in_channels=1, width=16),
-        SSLTransform(8, (0.4, 1.0), flip_p=0.0, mean=(0.5,), std=(0.5,)),
-    )
+    backbone = SmallCNN(in_channels=1, width=16)
+    transform = SSLTransform(8, (0.4, 1.0), flip_p=0.0, mean=(0.5,), std=(0.5,))
     chosen = _METHODS[method]()
     learner: ContinualLearner
     if labels:
@@ -147,7 +145,8 @@ def _learned(
         data = digits(classes, seed if data_seed is None else data_seed)
         for epoch in range(number * epochs, (number + 1) * epochs):
             order = torch.randperm(len(data.labels), generator=_generator(seed, epoch, 0, "order"))
-            whole = order[: len(order) // _BATCH_SIZE * _BATCH_SIZE].view(-1, _BATCH_SIZE)  # batch norm needs two
+            # no rest: SimSiam's projector has batch norm, which takes no batch of one
+            whole = order[: len(order) // _BATCH_SIZE * _BATCH_SIZE].view(-1, _BATCH_SIZE)
             for batch, rows in enumerate(whole):
                 step = Step(
                     data.images[rows],

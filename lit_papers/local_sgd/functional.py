@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# Numbers whose differences, and their float64 copies, are in memory at a time: on a CPU in its cache, else few kernels.
-_BLOCK = {"cpu": 2**16}
-_LARGE_BLOCK = 2**24
+# Numbers whose differences, and their float64 copies, are in memory at a time: few enough for a CPU's cache; on other
+# devices many, so that there are few kernels.
+_BLOCK, _LARGE_BLOCK = 2**16, 2**24
 
 
 def consensus_distance(local: Tensor, average: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def squared_norm(values: Tensor) -> Tensor:
 
 
 def _block(values: Tensor) -> int:
-    return _BLOCK.get(values.device.type, _LARGE_BLOCK)
+    return _BLOCK if values.device.type == "cpu" else _LARGE_BLOCK
 
 
 def _squared_lengths(blocks: Iterable[Tensor]) -> Tensor:

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lit_papers.local_sgd.functional import squared_norm
+
 AverageBuffers = bool | Callable[[str, Tensor], bool]
 
 
@@ -177,7 +179,7 @@ def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _fingerprint(value: Tensor) -> Tensor:
-    """Sum and norm to the last bit, int64, shape ``(2,)``: a copy to compare with would cost memory."""
+    """Sum and squared norm to the last bit, int64, shape ``(2,)``: a copy to compare with would cost memory."""
     real = torch.view_as_real(value.detach()) if value.is_complex() else value.detach()
-    both = [real.sum(dtype=torch.float64), torch.linalg.vector_norm(real, dtype=torch.float64)]
+    both = [real.sum(dtype=torch.float64), squared_norm(real)]
     return torch.stack(both).view(torch.int64)

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
-import lit_papers
-from lit_papers.reproduce.results import ROOMS, machine
+from lit_papers.reproduce.results import ROOMS, made_now, rounded, write_lines
 from lit_papers.reproduce.verdicts import number
 
 Cell = str | float | int
-_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -35,16 +32,13 @@ class Measured:
     @classmethod
     def of(cls, rows: Mapping[str, Mapping[str, Cell]], command: str, versions: Mapping[str, str]) -> "Measured":
         """Rows of now, on this machine."""
-        today = datetime.now(timezone.utc).date().isoformat()
-        return cls(rows, command, {"lit-papers": lit_papers.__version__, **versions}, machine(), today)
+        return cls(rows, **made_now(command, versions))
 
     def write(self, path: Path) -> None:
         """Write the file, one line for each row."""
         head = {key: getattr(self, key) for key in ("command", "date", "machine", "versions")}
-        lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(_rounded(row))}" for name, row in self.rows.items())
-        text = json.dumps(head, indent=2)[:-2] + f',\n  "rows": {{\n{lines}\n  }}\n}}\n'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        lines = [f"{json.dumps(name)}: {json.dumps(rounded(dict(row)))}" for name, row in self.rows.items()]
+        write_lines(path, head, "rows", lines, "{}")
 
     @classmethod
     def read(cls, path: Path) -> "Measured":
@@ -66,19 +60,14 @@ class Measured:
         (['', 'time [s]', 'peer'], [['a', '.123', ''], ['b', '', '3x']])
         """
         columns = list(dict.fromkeys(column for row in self.rows.values() for column in row))
-        return ["", *columns], [
-            [name, *(_shown(row.get(each, "")) for each in columns)] for name, row in self.rows.items()
-        ]
+        rows = [[name, *(_shown(row.get(column, "")) for column in columns)] for name, row in self.rows.items()]
+        return ["", *columns], rows
 
 
 def measured_path(name: str) -> Path:
     """Where a table ``paper/table`` is kept with the code."""
     paper, _, table = name.partition("/")
     return ROOMS / paper / "results" / "measured" / f"{table}.json"
-
-
-def _rounded(row: Mapping[str, Cell]) -> dict[str, Cell]:
-    return {key: float(f"{cell:.{_DIGITS}g}") if isinstance(cell, float) else cell for key, cell in row.items()}
 
 
 def _shown(cell: Cell) -> str:

@@ -111,4 +111,5 @@ def _resolve(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":  # in the further processes of a strategy, which end with the first
-    sys.exit(main(Path(sys.argv[1])))
+    status = main(Path(sys.argv[1]))
+    sys.exit(status)  # looked up now, as in `lit_papers.__main__`

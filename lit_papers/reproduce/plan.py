@@ -68,15 +68,15 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int] | None, folder: Path) -> 
     arms = [(claim, name) for claim in claims for name in claim.plan.arms]
     requests = [_request(claim, name) for claim, name in arms]
     planned = []
+    sources = {paper: _source(paper) for paper in {claim.paper for claim in claims}}
     for (claim, name), request, whole in zip(arms, requests, _resolve(requests, folder), strict=True):
         if "error" in whole:
             raise ClaimError(f"{claim.path}{f', {name}' if name else ''}: {whole['error']}")
         for seed in seeds if seeds is not None else claim.plan.seeds:
             identity = {**whole, "call": claim.plan.call, "seed": seed, "version": claim.version}
+            identity["source"] = sources[claim.paper]
             if claim.plan.call is None:
                 identity["seeded"] = request["seeded"]
-            else:
-                identity["source"] = _source(claim.plan.call)
             # by paper: claims that ask for the same training share it
             where = folder / claim.paper / "runs" / f"{_kind(claim)}-seed{seed}-{fingerprint(identity)[:8]}"
             runs = len(claim.plan.arms) * len(claim.plan.seeds)
@@ -127,10 +127,9 @@ def versions() -> Mapping[str, str]:
     return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in VERSIONS}}
 
 
-def _source(call: str) -> str:
-    """The text of the module that has a called function: nothing else says that it computes something else now."""
-    path = ROOMS.joinpath(*call.split(".")[1:-1]).with_suffix(".py")
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def _source(paper: str) -> str:
+    """Fingerprint of the code in a paper's room: nothing else says that equal settings compute something else now."""
+    return fingerprint({"texts": [path.read_text(encoding="utf-8") for path in sorted((ROOMS / paper).rglob("*.py"))]})
 
 
 def _kind(claim: Claim) -> str:

@@ -39,14 +39,8 @@ class Results:
     @classmethod
     def of(cls, claim: Claim, outcomes: Sequence[Outcome], versions: Mapping[str, str]) -> "Results":
         """Results of now, on this machine."""
-        return cls(
-            tuple(outcomes),
-            claim.asked(),
-            {"lit-papers": lit_papers.__version__, **versions},
-            machine(),
-            datetime.now(timezone.utc).date().isoformat(),
-            f"python -m lit_papers reproduce {claim.path}",
-        )
+        command = f"python -m lit_papers reproduce {claim.path}"
+        return cls(tuple(outcomes), claim.asked(), **made_now(command, versions))
 
     def write(self, path: Path) -> None:
         """Write the file, one line for each run."""
@@ -55,10 +49,8 @@ class Results:
             for o in self.outcomes
         ]
         head = {key: getattr(self, key) for key in ("command", "date", "machine", "versions", "asked")}
-        lines = ",\n".join(f"    {json.dumps(_rounded(run))}" for run in runs)
-        text = json.dumps(head, indent=2)[:-2] + f',\n  "runs": [\n{lines}\n  ]\n}}\n'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        lines = [json.dumps(rounded(run)) for run in runs]
+        write_lines(path, head, "runs", lines, "[]")
 
     @classmethod
     def read(cls, path: Path) -> "Results":
@@ -77,13 +69,40 @@ class Results:
             raise ValueError(f"{path} holds no results of a claim: {error}") from error
 
 
-def _rounded(value: Any) -> Any:
+def made_now(command: str, versions: Mapping[str, str]) -> dict[str, Any]:
+    """What made results: ``command``, ``versions`` with our own, the ``machine``'s class and the ``date``."""
+    return {
+        "command": command,
+        "versions": {"lit-papers": lit_papers.__version__, **versions},
+        "machine": machine(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def write_lines(path: Path, head: Mapping[str, Any], name: str, lines: Sequence[str], brackets: str) -> None:
+    """Write ``head`` as JSON, and behind it an entry for each line, so that a change shows in its line alone.
+
+    Args:
+        path: of the file, whose folder is made.
+        head: what stands before.
+        name: of the list or mapping that the lines are in.
+        lines: in JSON.
+        brackets: its two.
+    """
+    begin, end = brackets
+    body = ",\n".join(f"    {line}" for line in lines)
+    text = json.dumps(head, indent=2)[:-2] + f',\n  "{name}": {begin}\n{body}\n  {end}\n}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def rounded(value: Any) -> Any:
     """Six significant digits: more would only say which machine it was."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def kept_path(claim: Claim) -> Path:

@@ -156,7 +156,6 @@ def write_readmes() -> list[Path]:
 
 def missing_blocks(texts: Mapping[Path, str]) -> list[str]:
     """Papers with claims of which no README has the table."""
-    named = {
-        found["name"] for text in texts.values() for found in _BLOCK.finditer(text) if found["kind"] == "reproduce"
-    }
+    blocks = [found for text in texts.values() for found in _BLOCK.finditer(text)]
+    named = {found["name"] for found in blocks if found["kind"] == "reproduce"}
     return [paper for paper in papers() if paper not in named]

@@ -159,7 +159,8 @@ def _call(module: str, folder: Path, log: Path, environment: dict[str, str]) -> 
     imported = importlib.import_module(module)
     # what a strategy that starts processes runs in each of them
     sys.argv = [str(imported.__file__), str(folder)]
-    sys.exit(imported.main(folder))
+    status = imported.main(folder)
+    sys.exit(status)  # looked up now, as in `lit_papers.__main__`
 
 
 @contextmanager

@@ -20,4 +20,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.exit(main())
+    status = main()
+    sys.exit(status)  # looked up now, as in `lit_papers.__main__`

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_papers.local_sgd import LocalSGDStrategy, RandomReshufflingSampler
 from lit_papers.local_sgd.averaging import Groups
-from lit_papers.local_sgd.functional import consensus_distance
+from lit_papers.local_sgd.functional import consensus_distance, squared_norm
 from lit_papers.local_sgd.loading import ResumableLoader
 from tests.local_sgd.small import BATCH, Classifier, Validated, fit, local_sgd, pairs, same, together
 from tests.local_sgd.test_strategy_failures import Uneven
@@ -184,6 +184,8 @@ def test_distance_is_summed_in_float64() -> None:
     exact = (local - average).double().square().sum()
     assert abs(consensus_distance(local, average) - exact) <= 1e-12 * exact
     assert consensus_distance(local, average).dtype == torch.float64
+    assert abs(squared_norm(local.view(2, -1)) - local.double().square().sum()) <= 1e-12 * local.numel()
+    assert squared_norm(torch.zeros(0)) == 0
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,9 @@ def test_what_is_changed_runs_anew_and_what_is_not_does_not(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("play")
-def test_a_changed_function_runs_anew(tmp_path: Path) -> None:
+def test_what_a_changed_room_computes_runs_anew(tmp_path: Path) -> None:
     write(tmp_path, 3)
-    module = tmp_path / "rooms/played/claims.py"
+    module = tmp_path / "rooms/played/of_the_function.py"
     module.parent.mkdir(parents=True)
     for number, text in enumerate(("def score(): ...", "def score(): return 1"), start=1):
         module.write_text(text)
