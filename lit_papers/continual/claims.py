@@ -2,8 +2,8 @@
 
 Learners and methods are those of every run; the loop around them is plain, as nothing here needs a Trainer: pairs of
 scikit-learn's digits in turn, a fixed number of epochs each, with labels or without. The backbone has no batch norm,
-and steps are many and small: after few and large ones a network with labels has not learned even its last pair, and what it
-forgot of the others says nothing.
+and steps are many and small: after few and large ones a network with labels has not learned even its last pair, and
+what it forgot of the others says nothing.
 """
 
 import zlib

@@ -89,9 +89,8 @@ def write_lines(path: Path, head: Mapping[str, Any], name: str, lines: Sequence[
         lines: in JSON.
         brackets: its two.
     """
-    begin, end = brackets
     body = ",\n".join(f"    {line}" for line in lines)
-    text = json.dumps(head, indent=2)[:-2] + f',\n  "{name}": {begin}\n{body}\n  {end}\n}}\n'
+    text = json.dumps(head, indent=2)[:-2] + f',\n  "{name}": {brackets[0]}\n{body}\n  {brackets[1]}\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
