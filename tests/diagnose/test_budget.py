@@ -3,8 +3,12 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
+from lit_papers.diagnose import plans
 from lit_papers.diagnose.budget import share_out
+from lit_papers.interactions.estimator import PROBES
 
 
 def spent(costs: dict[str, list[float]], levels: dict[str, int | None]) -> float:
@@ -40,3 +44,11 @@ def test_what_saves_little_is_no_reason_to_measure_less() -> None:
 
 def test_costs_that_are_equal_at_two_levels_take_the_first() -> None:
     assert share_out({"a": [1.0, 1.0]}, 10.0) == {"a": 0}
+
+
+def test_measuring_rounding_is_planned_for() -> None:
+    """A dozen inputs of each sample go through a copy in double precision: more than all the rest of a small plan."""
+    setting = plans.Setting(nn.Linear(4, 2), torch.zeros(1, 3, 32, 32), "", forward=1.0)
+    smallest = plans.interactions(setting)[-1]
+    _, n_samples = smallest.make.args  # type: ignore[attr-defined]
+    assert smallest.seconds > 4 * n_samples * PROBES
