@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_papers.trials.processes import Command, ending, undisturbed
 from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
-from lit_papers.tuning.storage import HEARTBEAT, open_storage
+from lit_papers.tuning.storage import HEARTBEAT, LOCK_TIMEOUT, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
 
 # user attributes, beside those of lit_papers.tuning.assignment
@@ -201,6 +201,8 @@ class Search:
 
         A lock file that can be locked belonged to a process that is gone; one that is not here, to another machine.
         """
+        for trial in self._unsigned():
+            self._requeue(trial)
         running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         for path in {Path(trial.user_attrs.get(LOCK, "")) for trial in running}:
             if not path.is_file():
@@ -215,6 +217,16 @@ class Search:
                     self._requeue(trial)
             lock.release()
             path.unlink(missing_ok=True)
+
+    def _unsigned(self) -> list[FrozenTrial]:
+        """Trials whose search was killed before it could write its lock to them, which one that lives soon does."""
+        end = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+            unsigned = [trial for trial in running if LOCK not in trial.user_attrs]
+            if not unsigned or time.monotonic() > end:
+                return unsigned
+            time.sleep(0.1)
 
     def _requeue(self, trial: FrozenTrial) -> None:
         _enqueue_again(self.study, trial)  # first, so that being killed here loses nothing
@@ -249,8 +261,10 @@ class Search:
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # we record it ourselves
-            trial = self.study.ask(self.distributions)
-        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))  # at once: killed before, it runs for ever
+            trial = self.study.ask()
+        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))  # before drawing values, which may be slow
+        for name, distribution in self.distributions.items():
+            trial._suggest(name, distribution)  # as `ask` itself would have done
         before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number and counts(t)]
         begun = [t for t in before if t.state != TrialState.WAITING]
         is_twice = self.sweep.method == "grid" and any(t.params == trial.params for t in before)
@@ -342,4 +356,6 @@ def counts(trial: FrozenTrial) -> bool:
 
 
 def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    study.enqueue_trial(trial.params, {ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1})
+    # killed before it drew all its values, a trial has them only as those that were queued with it
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    study.enqueue_trial(params, {ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1})

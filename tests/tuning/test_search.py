@@ -25,7 +25,7 @@ from lit_papers.cli import main
 from lit_papers.extras import install_command
 from lit_papers.tuning import search as search_module
 from lit_papers.tuning import storage as storage_module
-from lit_papers.tuning.search import ATTEMPT, REASON, counts, distributions, values_of
+from lit_papers.tuning.search import ATTEMPT, LOCK, REASON, counts, distributions, values_of
 from lit_papers.tuning.sweep_file import Choice, Range, Sweep, read_sweep
 from tests.processes import end_group, members, started, wait_until_gone
 from tests.warm import Warm, warm
@@ -237,6 +237,44 @@ def test_interrupted_in_the_middle_and_started_again(
     assert {trial.params["x"] for trial in ended} == set(values)
     by_number = {trial.number: trial for trial in ended}  # the first of two jobs may be the one that was interrupted
     assert finished == [by_number[trial.number] for trial in finished]
+
+
+@pytest.mark.usefixtures("play")
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_a_search_killed_before_it_could_sign_its_trial(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between taking a trial and writing its lock to it: nobody owns such a trial, so it would run for ever."""
+
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    monkeypatch.setattr(search_module, "LOCK_TIMEOUT", 0.3)
+    path = write(tmp_path, [0.25, 0.75] if method == "grid" else None)
+    with monkeypatch.context() as context:
+        context.setattr(optuna.trial.Trial, "set_user_attr", die)
+        with pytest.raises(KilledError):
+            main(["sweep", path, "--trials", "2"])
+    assert [trial.state for trial in study_of(tmp_path).trials].count(TrialState.RUNNING) == 1
+    assert main(["sweep", path, "--trials", "2"]) == 0
+    ended = counted(study_of(tmp_path))
+    assert [trial.state for trial in ended] == [TrialState.COMPLETE] * 2
+    if method == "grid":
+        assert {trial.params["x"] for trial in ended} == {0.25, 0.75}
+
+
+def test_an_unsigned_trial_is_given_time_to_be_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its search may do on another machine while this one begins."""
+    monkeypatch.setattr(search_module, "LOCK_TIMEOUT", 60)
+    search = search_module.Search(read_sweep(Path(write(tmp_path))), tmp_path, f"sqlite:///{tmp_path}/shared.db")
+    trial = search.study.ask()
+    monkeypatch.setattr(time, "sleep", lambda _: trial.set_user_attr(LOCK, "/of/another/machine.lock"))
+    assert search._unsigned() == []
+    assert [trial.state for trial in search.study.trials] == [TrialState.RUNNING]
+    search.close()
 
 
 def test_a_running_search_keeps_its_trials_when_another_joins(play: Path, tmp_path: Path) -> None:
