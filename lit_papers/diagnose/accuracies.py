@@ -1,6 +1,7 @@
 """Accuracy on several data sets at several checkpoints, and what was forgotten on the way."""
 
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ from torch import nn
 from lit_papers.continual import metrics
 from lit_papers.continual.figures import accuracy_matrix_figure
 from lit_papers.continual.lens import AccuracyLens
+from lit_papers.diagnose.budget import too_dear
 from lit_papers.diagnose.checkpoints import Checkpoint, weights_of
+from lit_papers.diagnose.deadline import OutOfTimeError, deadline
 from lit_papers.diagnose.names import FORGETTING
 from lit_papers.diagnose.probing import said_of
 from lit_papers.diagnose.report import Finding, Shown
@@ -25,8 +28,17 @@ _ERROR = "Standard errors of single accuracies, in report.json, are those of sam
 _SOURCE = "Madaan et al., ICLR 2022, section 5 (average accuracy and forgetting)"
 
 
-def accuracy_matrix(subjects: Mapping[str, Subject], network: nn.Module, moments: Sequence[Checkpoint]) -> Finding:
-    """A finding with one history a data set; forgetting, where there are as many checkpoints as data sets."""
+def accuracy_matrix(
+    subjects: Mapping[str, Subject], network: nn.Module, moments: Sequence[Checkpoint], end: float = math.inf
+) -> Finding:
+    """A finding with one history a data set; forgetting, where there are as many checkpoints as data sets.
+
+    Args:
+        subjects: by name of the data set.
+        network: whose weights the checkpoints are of.
+        moments: the checkpoints, first to last.
+        end: after which it is stopped, as ``time.perf_counter`` counts.
+    """
     finding = Finding(FORGETTING, "Forgetting", "does not apply", _WHAT, _ERROR, _SOURCE)
     if len(subjects) < 2 or len(moments) < 2:
         finding.reason = (
@@ -36,8 +48,13 @@ def accuracy_matrix(subjects: Mapping[str, Subject], network: nn.Module, moments
         return finding
     begun = time.perf_counter()
     try:
-        for name, subject in subjects.items():
-            finding.histories[name] = _history(subject, network, moments)
+        with deadline(end):
+            for name, subject in subjects.items():
+                finding.histories[name] = _history(subject, network, moments)
+    except OutOfTimeError:
+        seconds = time.perf_counter() - begun
+        finding.status, finding.reason, finding.histories = "left out", too_dear(math.inf, 0.0, seconds), {}
+        return finding
     except (NotApplicable, TypeError) as error:
         finding.reason, finding.histories = str(error), {}
         return finding

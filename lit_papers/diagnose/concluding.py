@@ -54,8 +54,10 @@ def account(finding: Finding) -> Iterator[None]:
     begun = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught, reason_into(finding):
         warnings.simplefilter("always")
-        yield
-    finding.seconds += time.perf_counter() - begun
+        try:
+            yield
+        finally:  # also when it is stopped
+            finding.seconds += time.perf_counter() - begun
     told = (str(warning.message) for warning in caught if _is_ours(warning))
     finding.notes += [message for message in dict.fromkeys(told) if message not in finding.notes]
 

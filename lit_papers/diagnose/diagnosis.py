@@ -1,13 +1,14 @@
 """The diagnosis itself: which lenses fit, how thoroughly they look, and looking."""
 
+import itertools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,10 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from lit_papers.diagnose.accuracies import accuracy_matrix
-from lit_papers.diagnose.budget import share_out
+from lit_papers.diagnose.budget import share_out, slower, too_dear
 from lit_papers.diagnose.checkpoints import Checkpoint, read_checkpoints, weights_of
 from lit_papers.diagnose.concluding import account, conclude, empty, reason_into
 from lit_papers.diagnose.control import fresh_weights
+from lit_papers.diagnose.datasets import Datasets
+from lit_papers.diagnose.deadline import OutOfTimeError, deadline
 from lit_papers.diagnose.entries import ENTRIES, Data, Entry
 from lit_papers.diagnose.names import FORGETTING, check_names
 from lit_papers.diagnose.plans import Plan
@@ -26,14 +29,11 @@ from lit_papers.diagnose.probing import Probe, said_of
 from lit_papers.diagnose.provenance import network_facts, not_finite, provenance
 from lit_papers.diagnose.report import Finding, Report
 from lit_papers.interactions.players import Players
-from lit_papers.lens import Call, NotApplicable, Subject, Unpack
-from lit_papers.lens import data as readings
+from lit_papers.lens import Call, NotApplicable, Unpack
 from lit_papers.lens.streams import streams_kept
 
-if TYPE_CHECKING:
-    pass
-
 _SECONDS_FIGURE = 0.7  # of computing
+_OVERRUN = 0.15  # of the time, after which every measurement is stopped
 _PASS = {"train": "reading the training data", "validation": "reading the validation data"}
 
 
@@ -69,7 +69,8 @@ def diagnose(
         checkpoints: files with weights of this network, of a Trainer or plain ``state_dict``: each is looked at, and
             the numbers are drawn over their steps. None looks at the weights that the network has.
         lenses: names of some; None for all.
-        minutes: that it may take, > 0; ``math.inf`` for as long as it takes in full.
+        minutes: that it may take, > 0; ``math.inf`` for as long as it takes in full. On one process what takes longer
+            than was planned is stopped, and tried again with less.
         trainer: that trains the network, where there is one: tells data, precision and weight decay.
         call: from (module, batch) to (logits, class indices), where it cannot be found.
         unpack: from a batch to (argument of ``forward``, class indices).
@@ -98,17 +99,17 @@ def diagnose(
     moments = read_checkpoints(checkpoints, model) if checkpoints else [_as_it_is(trainer)]
     begun = time.perf_counter()
     options = {"call": call, "unpack": unpack, "classifier": classifier}
-    diagnosis = _Diagnosis(model, {"train": train, "validation": val}, moments, options, trainer, seed, 60 * minutes)
-    with streams_kept(), _bar(progress and diagnosis.processes.rank == 0) as step:
-        findings = diagnosis.run(chosen, players, pairs, lam, step)
-        if FORGETTING in chosen:
-            step(FORGETTING, len(findings), len(findings) + 1)
-            findings.append(accuracy_matrix(diagnosis.named_subjects(evaluations), model, moments))
+    datasets = Datasets(model, {"train": train, "validation": val}, trainer, options, seed)
+    diagnosis = _Diagnosis(model, datasets, moments, trainer, seed, 60 * minutes)
+    with streams_kept(), _bar(progress and datasets.processes.rank == 0) as step:
+        # first, as it is measured in full: the others share out what is left
+        matrix = [diagnosis.accuracies(evaluations)] if FORGETTING in chosen else []
+        findings = diagnosis.run(chosen, players, pairs, lam, step) + matrix
     return Report(
         title or f"Diagnosis of {type(model).__name__}",
         network_facts(model, moments),
         findings,
-        provenance(diagnosis.loaders(), moments, seed, minutes, time.perf_counter() - begun, diagnosis.device),
+        provenance(datasets.loaders(), moments, seed, minutes, time.perf_counter() - begun, datasets.device),
         diagnosis.doubts,
     )
 
@@ -119,79 +120,26 @@ class _Diagnosis:
     def __init__(
         self,
         model: nn.Module,
-        loaders: dict[Data, Any],
+        datasets: Datasets,
         moments: list[Checkpoint],
-        options: dict[str, Any],
         trainer: Trainer | None,
         seed: int,
         seconds: float,
     ) -> None:
         self.model = model
+        self.datasets = datasets
         self.moments = moments
-        self.options = options
         self.trainer = trainer
         self.seed = seed
         self.doubts: list[str] = []
         self._broken: str | None = None
-        self._loaders = loaders
-        self._subjects: dict[tuple[Data, Any, Any], Subject] = {}
-        self._most: int | None = None
         self._seconds = seconds
         self._end = time.perf_counter() + seconds
-        probe = Subject(model, trainer=trainer, reads=None, **options)
-        self.processes, self.device = probe.processes, probe.device
+        self._stopped: dict[str, float] = {}  # seconds after which measurements were stopped
 
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    def subject(self, data: Data, limit: int | None = None, most: int | None = None) -> Subject:
-        """The network bound to one data set.
-
-        Args:
-            data: which.
-            limit: batches of it, with samples from all over.
-            most: samples of a batch, where a larger one would take too long; None takes what the probe has found.
-
-        Raises:
-            NotApplicable: there are no such data.
-        """
-        most = self._most if most is None else most
-        if (data, limit, most) not in self._subjects:
-            loader = self._loaders[data]
-            if loader is None and self.trainer is None:
-                raise NotApplicable(
-                    f"there are no data to measure on: pass a loader, `{'train' if data == 'train' else 'val'}`"
-                )
-            subject = Subject(self.model, loader, trainer=self.trainer, reads=data, max_batches=limit, **self.options)
-            if not (limit is None and most is None) and readings.is_indexed(subject.loader):
-                scattered = readings.scattered(subject.loader, None, self.seed, most)
-                subject = Subject(
-                    self.model, scattered, trainer=self.trainer, reads=data, max_batches=limit, **self.options
-                )
-            self._subjects[data, limit, most] = subject
-        return self._subjects[data, limit, most]
-
-    def named_subjects(self, evaluations: Mapping[str, Any] | None) -> dict[str, Subject]:
-        """A subject for each data set that accuracies are wanted of."""
-        return {
-            name: Subject(self.model, loader, trainer=self.trainer, reads="validation", **self.options)
-            for name, loader in (evaluations or {}).items()
-        }
-
-    def loaders(self) -> dict[str, Any]:
-        """The loaders that there are."""
-        found: dict[str, Any] = {}
-        for data in self._loaders:
-            with suppress(Exception):  # its reason stands where it matters
-                found[data] = self.subject(data).loader
-        return found
-
-    def _has(self, data: Data) -> bool:
-        try:
-            return self.subject(data).loader is not None
-        except NotApplicable:
-            return False
-
-    # -- the run -------------------------------------------------------------------------------------------------
+    def accuracies(self, evaluations: Mapping[str, Any] | None) -> Finding:
+        """Of each moment on each of these data sets."""
+        return accuracy_matrix(self.datasets.evaluated(evaluations), self.model, self.moments, self._latest())
 
     def run(
         self,
@@ -208,8 +156,8 @@ class _Diagnosis:
             warnings.simplefilter("ignore")  # they come again when it counts
             self._broken = not_finite(self.model)
             self.doubts += [self._broken] if self._broken else []
-            probe = Probe(self.subject, [data for data in self._loaders if self._has(data)], list(entries.values()))
-            self._most = probe.time(self._seconds)
+            probe = Probe(self.datasets.subject, self.datasets.present(), list(entries.values()))
+            self.datasets.most = probe.time(self._seconds)
             setting = probe.setting(self.model, self.seed)
         own = getattr(getattr(self.trainer, "datamodule", None), "pairs", None)
         setting.players, setting.pairs, setting.lam = players, pairs or own, lam
@@ -223,8 +171,7 @@ class _Diagnosis:
         costs = self._costs(entries, plans, probe, setting.slowness * _SECONDS_FIGURE * min(len(self.moments), 2))
         whole = len(costs)
         step("", 0, whole)
-        levels = share_out(costs, self._remaining())
-        self._read_and_measure(entries, plans, findings, probe, {data: levels[_PASS[data]] for data in probe.batches})
+        self._read_and_measure(entries, plans, findings, probe, costs)
         costs = {name: each for name, each in costs.items() if name not in _PASS.values()}
         while costs:
             remaining = self._remaining()
@@ -232,13 +179,20 @@ class _Diagnosis:
             # what does not fit comes last: where the others take less than was thought, it does
             name = min(costs, key=lambda each: (levels[each] is None, costs[each][0]))
             step(name, whole - len(costs), whole)
-            spent, level = costs.pop(name), levels[name]
+            thought, level = costs.pop(name), levels[name]
             if level is None:
-                findings[name].status, findings[name].reason = "left out", _too_dear(min(spent), remaining)
+                reason = too_dear(min(thought), remaining, self._stopped.get(name))
+                findings[name].status, findings[name].reason, findings[name].reduced = "left out", reason, None
                 continue
-            findings[name].estimated_seconds = spent[level]
-            data = self._data_of(entries[name])
-            self._measure([_Task(entries[name], plans[name][level:], each, None) for each in data], findings)
+            findings[name].estimated_seconds, findings[name].reduced = thought[level], None
+            tasks = [
+                _Task(entries[name], plans[name][level:], each, None) for each in self.datasets.read_by(entries[name])
+            ]
+            humbler = level + 1 < len(thought) and name not in self._stopped  # once
+            stopped = self._measure(tasks, findings, thought[level], _cost_of(costs, levels), humbler)
+            if stopped is not None:
+                self._stopped[name] = self._stopped.get(name, 0.0) + stopped
+                costs[name] = slower(thought, level if humbler else len(thought), stopped)
         step("", whole, whole)
         return [findings[name] for name in entries]
 
@@ -250,7 +204,9 @@ class _Diagnosis:
         passes = {_PASS[data]: [looks * each for each in probe.seconds_of_levels(data)] for data in probe.batches}
         others = {
             name: [
-                drawing + plan.once + plan.seconds * (looks + entries[name].control) * len(self._data_of(entries[name]))
+                drawing
+                + plan.once
+                + plan.seconds * (looks + entries[name].control) * len(self.datasets.read_by(entries[name]))
                 for plan in found
             ]
             for name, found in plans.items()
@@ -259,17 +215,16 @@ class _Diagnosis:
         first = {_PASS["train"]: passes.pop(_PASS["train"])} if _PASS["train"] in passes else {}
         return {**first, **others, **passes}  # what is most wanted first: three lenses read the training data
 
-    def _data_of(self, entry: Entry) -> list[Data]:
-        if entry.data == ("validation",) and not self._has("validation"):
-            return ["train"]
-        return [data for data in entry.data if data == "train" or self._has(data)]
-
     def _remaining(self) -> float:
         """Seconds left, the same on every process; never none, as what costs nothing is still made."""
         if math.isinf(self._end):
             return math.inf
         mine = torch.tensor([self._end - time.perf_counter()], dtype=torch.float64)
-        return max(float(self.processes.sum(mine)) / self.processes.size, 0.5)
+        return max(float(self.datasets.processes.sum(mine)) / self.datasets.processes.size, 0.5)
+
+    def _latest(self) -> float:
+        """When everything is stopped. On several processes nothing is: they would not be at the same place."""
+        return self._end + _OVERRUN * self._seconds if self.datasets.processes.size == 1 else math.inf
 
     def _read_and_measure(
         self,
@@ -277,47 +232,85 @@ class _Diagnosis:
         plans: dict[str, list[Plan]],
         findings: dict[str, Finding],
         probe: Probe,
-        levels: Mapping[Data, int | None],
+        costs: Mapping[str, Sequence[float]],
     ) -> None:
-        """All that reads through the passes over the data, each of which is made once a moment."""
-        tasks = []
-        for name in [name for name in plans if entries[name].gathers]:
-            findings[name].estimated_seconds = sum(
-                len(self.moments) * probe.seconds_of_levels(data)[level]
-                for data, level in levels.items()
-                if level is not None and data in entries[name].data
-            )
-            for data in self._data_of(entries[name]):
-                level = levels.get(data)
-                if level is None:
-                    findings[name].status, findings[name].reason = "left out", f"no time is left for {_PASS[data]}"
-                    continue
-                limit = probe.limit(data, level)
-                findings[name].reduced = findings[name].reduced if limit is None else probe.said(data, limit)
-                tasks.append(_Task(entries[name], plans[name], data, limit))
-        self._measure(tasks, findings)
+        """All that reads through the passes over the data, each of which is made once a moment.
 
-    def _measure(self, tasks: "list[_Task]", findings: dict[str, Finding]) -> None:
-        """Check all tasks, then look at each moment with all of them, so that they share its pass."""
+        Where a pass is stopped, as it takes longer than was thought, fewer batches are read.
+        """
+        costs = dict(costs)
+        for attempt in itertools.count(1):
+            levels = share_out(costs, self._remaining())
+            tasks = []
+            for name in [name for name in plans if entries[name].gathers]:
+                finding = findings[name]
+                finding.estimated_seconds, finding.reduced = 0.0, None
+                for data in self.datasets.read_by(entries[name]):
+                    level = levels.get(_PASS[data])
+                    if level is None:
+                        finding.status, finding.reason = "left out", f"no time is left for {_PASS[data]}"
+                        finding.reduce(finding.reason)
+                        continue
+                    limit = probe.limit(data, level)
+                    finding.estimated_seconds += costs[_PASS[data]][level]
+                    if limit is not None:
+                        finding.reduce(probe.said(data, limit))
+                    tasks.append(_Task(entries[name], plans[name], data, limit))
+            read = {_PASS[task.data]: costs[_PASS[task.data]] for task in tasks}
+            others = {name: each for name, each in costs.items() if name not in read}
+            humbler = attempt == 1
+            stopped = self._measure(tasks, findings, _cost_of(read, levels), _cost_of(others, levels), humbler)
+            if stopped is None:
+                return
+            for name, each in read.items():
+                costs[name] = slower(each, (levels[name] or 0) if humbler else len(each), stopped)
+
+    def _measure(
+        self, tasks: "list[_Task]", findings: dict[str, Finding], thought: float, others: float, humbler: bool
+    ) -> float | None:
+        """Check all tasks, then look at each moment with all of them, so that they share its pass.
+
+        Args:
+            tasks: to be carried out.
+            findings: by name of the entry, which get what comes out.
+            thought: seconds that this takes, as is thought.
+            others: seconds that are needed afterwards.
+            humbler: whether it could be done with less, so that time for this should be left.
+
+        Returns:
+            None, or the seconds after which it was stopped, because the others need their time.
+        """
+        begun, end = time.perf_counter(), self._latest()
+        if math.isfinite(end):
+            spare = max(self._remaining() - others - thought, 0.0)
+            end = min(end, begun + thought + (spare / 2 if humbler else spare))
+        try:
+            with deadline(end):
+                self._look_at_all(tasks, findings)
+        except OutOfTimeError:
+            return time.perf_counter() - begun
+        for name in dict.fromkeys(task.entry.name for task in tasks):
+            mine = [task for task in tasks if task.entry.name == name]
+            with account(findings[name]):
+                conclude(mine, findings[name], over_time=len(self.moments) > 1)
+        return None
+
+    def _look_at_all(self, tasks: "list[_Task]", findings: dict[str, Finding]) -> None:
         for number, checkpoint in enumerate(self.moments):
             with weights_of(checkpoint, self.model):
                 if number == 0:
-                    tasks = [task for task in tasks if self._is_checked(task, findings[task.entry.name])]
+                    tasks[:] = [task for task in tasks if self._is_checked(task, findings[task.entry.name])]
                 for task in tasks:
                     with account(findings[task.entry.name]):
                         if number == 0 and task.entry.control:
                             task.history += self._control(task)
                         task.history.append(self._look(task, number, checkpoint))
-        for name in dict.fromkeys(task.entry.name for task in tasks):
-            mine = [task for task in tasks if task.entry.name == name]
-            with account(findings[name]):
-                conclude(mine, findings[name], over_time=len(self.moments) > 1)
 
     def _is_checked(self, task: "_Task", finding: Finding) -> bool:
         """Whether a plan fits: the first, or a humbler one."""
         fits = False
         with account(finding):
-            task.subject = self.subject(task.data, task.limit)
+            task.subject = self.datasets.subject(task.data, task.limit)
             refusal: NotApplicable | None = None
             for plan in task.plans:
                 task.lens = plan.make()
@@ -327,7 +320,8 @@ class _Diagnosis:
                 except NotApplicable as error:
                     refusal = refusal or error
                     continue
-                finding.reduced = plan.note or finding.reduced
+                if plan.note:
+                    finding.reduce(plan.note)
                 fits = True
                 break
             if refusal is not None and not fits:
@@ -390,15 +384,9 @@ def _as_it_is(trainer: Trainer | None) -> Checkpoint:
     return Checkpoint(None, trainer.global_step, max(1, trainer.current_epoch))
 
 
-def _too_dear(least: float, remaining: float) -> str:
-    return (
-        f"it takes about {_duration(least)} at the least, and {_duration(remaining)} were left: give more time "
-        f"(--minutes {math.ceil((2 * least + 60) / 60)})"
-    )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+def _cost_of(costs: Mapping[str, Sequence[float]], levels: Mapping[str, int | None]) -> float:
+    """Seconds of what is chosen."""
+    return sum(each[level] for name, each in costs.items() if (level := levels[name]) is not None)
 
 
 @contextmanager

@@ -92,6 +92,11 @@ class Finding:
     notes: list[str] = field(default_factory=list)
     figures: dict[str, bytes] = field(default_factory=dict)
 
+    def reduce(self, said: str) -> None:
+        """Say what is less than in full, beside what was said before."""
+        before = [] if self.reduced is None else self.reduced.split("; ")
+        self.reduced = "; ".join(dict.fromkeys([*before, said]))
+
 
 @dataclass
 class Report:

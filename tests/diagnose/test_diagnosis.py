@@ -1,8 +1,9 @@
 """What a diagnosis says of networks that nobody prepared for it, and that it leaves no trace."""
 
 import random
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollapse
 from lit_papers.diagnose import Report, diagnose
 from lit_papers.diagnose.control import fresh_weights
+from lit_papers.diagnose.datasets import Datasets
 from lit_papers.diagnose.entries import ENTRIES
 from lit_papers.diagnose.names import FORGETTING, NAMES
 from lit_papers.diffstride.layers import DiffStride2d
@@ -240,15 +242,80 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_said() -> None:
         assert finding.reduced or "--minutes" in finding.reason or "no time" in finding.reason
 
 
+class Clock:
+    """Time that passes only where a test says so: the same on every machine."""
+
+    now: ClassVar[float] = 0.0
+
+    @classmethod
+    def read(cls) -> float:
+        cls.now += 1e-4
+        return cls.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(Clock, "now", 0.0)
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(time, name, Clock.read)
+    return Clock
+
+
+class Tiring(nn.Module):
+    """A network that takes long for each sample once so much time has passed, as on a hot or shared machine."""
+
+    def __init__(self, after: float, seconds: float) -> None:
+        super().__init__()
+        self.net = trained()
+        self.after, self.seconds = after, seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        Clock.now += len(x) * (self.seconds if Clock.now > self.after else 1e-4)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("after", [0.1, 1.0, 3.0])
+def test_the_time_is_kept_also_where_estimates_are_wrong(after: float, clock: type[Clock]) -> None:
+    model = Tiring(after, 0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = diagnose(model, *loaders(), minutes=1)
+    assert clock.now < 75
+    less = [finding for finding in report.findings if finding.status == "left out" or finding.reduced]
+    assert less, "not all of it fits"
+    assert all("--minutes" in finding.reason or "no time" in finding.reason for finding in less if finding.reason)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_what_is_stopped_is_done_with_less(clock: type[Clock]) -> None:
+    x, y = samples(2000).tensors
+    report = diagnose(Tiring(0.2, 0.1), DataLoader(TensorDataset(x, y), 10), lenses=["collapse"], minutes=1)
+    finding = report["collapse"]
+    assert finding.status == "measured"
+    assert "samples of the train data, drawn at random" in (finding.reduced or "")
+    assert 30 < clock.now < 75
+
+
+def test_accuracies_that_take_too_long_are_left_out(clock: type[Clock], tmp_path: Path) -> None:
+    model = Tiring(0.2, 0.1)
+    paths = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    for path in paths:
+        torch.save(model.state_dict(), path)
+    sets = {name: DataLoader(samples(900, seed), 10) for name, seed in (("first", 2), ("second", 3))}
+    report = diagnose(model, checkpoints=paths, evaluations=sets, lenses=["forgetting"], minutes=1)
+    assert clock.now < 75
+    finding = report["forgetting"]
+    assert (finding.status, finding.histories) == ("left out", {})
+    assert "took longer than was thought and was stopped after 69 s: give more" in (finding.reason or "")
+
+
 def test_a_part_of_sorted_data_has_all_classes() -> None:
     x, y = samples(900).tensors
     order = y.argsort()
     train = DataLoader(TensorDataset(x[order], y[order]), 9)
     model = trained().eval()
-    from lit_papers.diagnose.diagnosis import _as_it_is, _Diagnosis
-
-    diagnosis = _Diagnosis(model, {"train": train}, [_as_it_is(None)], {}, None, 0, 9.0)
-    subject = diagnosis.subject("train", 3)
+    subject = Datasets(model, {"train": train}, None, {}, seed=0).subject("train", 3)
     assert CollapseLens()(model, subject.loader, max_batches=3)["num_classes_seen"] == CLASSES
 
 
