@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Up to this size a real matrix product beats the FFT (tests/benchmarks/test_diffstride.py).
-LARGEST_PRODUCT = 512
+# About where the FFT begins to beat a real matrix product on CPUs (tests/benchmarks/test_diffstride.py).
+LARGEST_PRODUCT = 240
 
 _KEPT = 256  # entries of a cache; strides that wander through many sizes empty it
 _bases_of: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
