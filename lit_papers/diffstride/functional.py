@@ -266,7 +266,8 @@ def _constant_response(
 ) -> Tensor:
     """What `operators` needs of one axis: a folded matrix, or a mask for an FFT."""
     key = (size, n_out, stride, smoothness, folded, vertical, dtype, device)
-    if key in _responses and not torch.compiler.is_compiling():  # graphs are traced with fake tensors
+    keep = operators.may_be_kept()
+    if keep and key in _responses:
         return _responses[key]
     with torch.inference_mode(False), torch.no_grad():
         if stride is None:
@@ -275,7 +276,7 @@ def _constant_response(
             value = torch.tensor(stride, dtype=torch.float32, device=device)  # as a learned one is kept
             mask = axis_mask(size, n_out, value, smoothness, vertical=vertical).to(dtype)
         response = operators.fold(mask, size, n_out) if folded and size <= operators.LARGEST_PRODUCT else mask
-    if not torch.compiler.is_compiling():
+    if keep:
         if len(_responses) >= 256:  # models that come and go
             _responses.clear()
         _responses[key] = response

@@ -22,9 +22,14 @@ _KEPT = 256  # entries of a cache; strides that wander through many sizes empty 
 _bases_of: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
 
+def may_be_kept() -> bool:
+    """Whether tensors made now are ordinary ones, not of a graph that is traced nor of a trial without values."""
+    return not torch.compiler.is_compiling() and type(torch.empty(0)) is Tensor
+
+
 def _bases(size: int, n_out: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Analysis ``(n, n_out)``, synthesis ``(n_out, n_out)``, and each coefficient's frequency ``(n_out,)``."""
-    if torch.compiler.is_compiling():  # an exported graph is traced with fake tensors, which must not stay here
+    if not may_be_kept():
         return _make_bases(size, n_out, dtype, device)
     key = (size, n_out, dtype, device)
     if key not in _bases_of:

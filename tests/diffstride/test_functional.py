@@ -1,5 +1,6 @@
 """The resampling operators: the authors' own outputs, closed forms, symmetries, and two ways to compute one thing."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_papers.diffstride import operators
 from lit_papers.diffstride.functional import (
@@ -16,6 +18,8 @@ from lit_papers.diffstride.functional import (
     diffstride,
     minimum_stride,
     output_size,
+    resample,
+    resample_fixed,
     span_mask,
     spectral_pool,
 )
@@ -147,6 +151,44 @@ def test_first_and_second_derivatives(variant: str, axes: int) -> None:
 
     assert torch.autograd.gradcheck(function, (maps, strides))
     assert torch.autograd.gradgradcheck(function, (maps, strides))
+
+
+def test_transforms_of_functions_and_operations_in_place() -> None:
+    torch.manual_seed(0)
+    maps, strides = torch.randn(3, 2, 32, 40, dtype=torch.float64), tensor(2.3, 1.7)
+
+    def loss(maps: Tensor, strides: Tensor) -> Tensor:
+        return diffstride(maps, strides, 2.0).square().sum()
+
+    def gradient(maps: Tensor) -> Tensor:
+        return torch.autograd.grad(loss(maps, given), given)[0]
+
+    given = strides.clone().requires_grad_()
+    expected = gradient(maps)
+    step = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    fixed = functools.partial(resample, sizes=output_size((32, 40), strides.tolist(), 2.0), smoothness=2.0)
+
+    def without_look(strides: Tensor) -> Tensor:
+        return fixed(maps, strides, variant="symmetric").square().sum()
+
+    assert torch.allclose(torch.func.grad(without_look)(strides), expected)
+    _, along = torch.func.jvp(without_look, (strides,), (step,))
+    assert torch.allclose(along, expected @ step)
+    each = torch.func.vmap(
+        torch.func.grad(lambda strides, maps: fixed(maps, strides, variant="symmetric").square().sum()), (None, 0)
+    )(strides, maps)
+    assert torch.allclose(each.sum(0), expected)
+    rectified = torch.relu_(diffstride(maps, given, 2.0))  # as behind a pooling layer
+    assert torch.autograd.grad(rectified.sum(), given)[0].isfinite().all()
+
+
+def test_a_trial_without_values_leaves_nothing_behind() -> None:
+    """As estimates of memory make; the operators that are kept were once those of the trial."""
+    with FakeTensorMode():
+        assert spectral_pool(torch.empty(2, 22, 26), (10, 12)).shape == (2, 10, 12)
+        assert resample_fixed(torch.empty(2, 22, 26), [2.0, 2.0], (18, 20), 3.0, "symmetric").shape == (2, 18, 20)
+    assert type(spectral_pool(torch.randn(2, 22, 26), (10, 12))) is Tensor
+    assert type(resample_fixed(torch.randn(2, 22, 26), [2.0, 2.0], (18, 20), 3.0, "symmetric")) is Tensor
 
 
 @pytest.mark.parametrize("n", [7, 16, 21])
