@@ -282,7 +282,7 @@ class _Diagnosis:
         """
         begun, end = time.perf_counter(), self._latest()
         if math.isfinite(end):
-            spare = max(self._remaining() - others - thought, 0.0)
+            spare = max(end - begun - others - thought, 0.0)
             end = min(end, begun + thought + (spare / 2 if humbler else spare))
         try:
             with deadline(end):
