@@ -93,6 +93,8 @@ def diagnose(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("`model` has weights on the meta device, which have no values: load them first")
     if not minutes > 0:
         raise ValueError(f"minutes must be positive, got {minutes}")
     chosen = check_names(lenses)

@@ -118,6 +118,11 @@ def players_of(sample: Tensor, grid: int = 4) -> Players:
     (16, 13)
     """
     shape = tuple(sample.shape)
+    if not sample.is_floating_point() and len(shape) == 4:
+        raise NotApplicable(
+            f"the images are {sample.dtype}, so 0 is not the mean of their pixels: pass `players`, PatchGrid({grid}), "
+            "to replace absent parts by 0 all the same, or normalise the data before the network"
+        )
     if not sample.is_floating_point():
         raise NotApplicable(
             "which token stands for an absent one is not known: pass `players`, "

@@ -210,6 +210,8 @@ def test_arguments_are_refused_at_once(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(ValueError, match="did you mean 'collapse'"):
         diagnose(model, lenses=["colapse"])
+    with pytest.raises(ValueError, match="meta device, which have no values: load them first"):
+        diagnose(network().to("meta"))
     with pytest.raises(ValueError, match="minutes"):
         diagnose(model, minutes=0)
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
@@ -223,6 +225,21 @@ def test_arguments_are_refused_at_once(tmp_path: Path) -> None:
         diagnose(model, checkpoints=[other])
     with pytest.raises(ValueError, match="no such file"):
         diagnose(model, checkpoints=[tmp_path / "none.ckpt"])
+
+
+def test_images_of_integers_are_not_taken_for_tokens() -> None:
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images / 255)
+
+    data = TensorDataset(torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8), torch.arange(12) % CLASSES)
+    finding = diagnose(Scaling(), DataLoader(data, 6), lenses=["interactions"])["interactions"]
+    assert finding.status == "does not apply"
+    assert "the images are torch.uint8, so 0 is not the mean of their pixels: pass `players`" in (finding.reason or "")
 
 
 def test_what_does_not_fit_into_the_time_is_left_out_and_said() -> None:
