@@ -2,7 +2,9 @@
 
 The loss of ``Linear -> ReLU -> Linear`` on a batch is a known function of the weights. If a step's loss at several
 perturbed weights is ``factor * sum of losses + penalty / 2 * |weights|^2``, with the same two numbers each time, then
-the step computes nothing else: no skip connection, normalisation, dropout, scaling or second term.
+the step computes nothing else: no skip connection, normalisation, dropout, scaling or second term. A hidden layer that
+is scaled up, and the output layer down, must leave the losses as they are, which tells a ReLU from what is like it near
+the present weights (ReLU6, a clipped or shifted one).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from lit_papers.convex_relu.losses import LOSSES, Loss, loss_value
 from lit_papers.convex_relu.networks import network_output
 
 _TRIALS = 7
+_SCALES, _SCALES_OF_HALF = (32.0, 256.0, 1 / 256), (16.0, 1 / 16)  # powers of two, which change no digit
 
 
 class NotRecognised(ValueError):  # noqa: N818  # an answer, as NotApplicable is
@@ -157,6 +160,7 @@ def recognise(
     if not wanted:
         raise NotRecognised("the targets fit no loss (" + "; ".join(f"{k}: {why}" for k, why in reasons.items()) + ")")
     seen: dict[Loss, list[tuple[float, float, float]]] = {loss: [] for loss in wanted}
+    scaled: list[tuple[float, float, float]] = []  # scale, value of the step, penalty
     with torch.no_grad():
         try:
             for trial in range(_TRIALS):
@@ -167,6 +171,14 @@ def recognise(
                 value = float(step())
                 for loss, target in wanted.items():
                     seen[loss].append((value, layers.loss(x, target, loss), 0.5 * layers.penalty()))
+            for scale in _SCALES if epsilon < 1e-5 else _SCALES_OF_HALF:  # of the last trial
+                for parameter in layers.hidden.parameters():
+                    parameter.mul_(scale)
+                layers.output.weight.div_(scale)
+                scaled.append((scale, float(step()), 0.5 * layers.penalty()))
+                for parameter in layers.hidden.parameters():
+                    parameter.div_(scale)
+                layers.output.weight.mul_(scale)
         finally:
             for parameter, before in zip(parameters, kept, strict=True):
                 parameter.copy_(before)
@@ -180,8 +192,10 @@ def recognise(
             misfit = float((design @ numbers - table[:, 0]).abs().max() / table[:, 0].abs().max().clamp_min(1e-300))
             misfits[loss] = min(misfit, misfits.get(loss, float("inf")))
             if misfit <= tolerance and float(numbers[0]) > 0 and bool((numbers >= 0).all()):
+                penalty = float(numbers[1]) if terms == 2 else 0.0
+                _check_scales(scaled, float(numbers[0]) * rows[-1][1], penalty, tolerance)
                 factor = _plain(float(numbers[0]), len(x), layers.num_outputs, tolerance)
-                return Recognised(loss, factor, float(numbers[1]) if terms == 2 else 0.0, tolerance)
+                return Recognised(loss, factor, penalty, tolerance)
     told = [f"{loss}: {misfit:.1%} off" for loss, misfit in misfits.items()]
     told += [f"{loss}: {reason}" for loss, reason in reasons.items()]
     raise NotRecognised(
@@ -191,6 +205,18 @@ def recognise(
         "else lies between input, layers, output and loss (a normalisation, dropout, a skip connection, a scaled "
         "output, another loss term)"
     )
+
+
+def _check_scales(scaled: Sequence[tuple[float, float, float]], loss: float, penalty: float, tolerance: float) -> None:
+    """Refuse what a ReLU is not: its positive homogeneity leaves the loss as it is at every scale of its input."""
+    for scale, value, weights in scaled:
+        expected = loss + penalty * weights
+        if not abs(value - expected) <= 10 * tolerance * abs(expected):
+            raise NotRecognised(
+                "what lies between the layers is a ReLU only near the present weights: with the hidden layer times "
+                f"{scale:g} and the output layer divided by it, the loss is {value:.6g} instead of {expected:.6g} (a "
+                "ReLU6, a clipped or shifted one)"
+            )
 
 
 def _plain(factor: float, size: int, num_outputs: int, tolerance: float) -> float:

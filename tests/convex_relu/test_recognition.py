@@ -97,3 +97,29 @@ def test_targets() -> None:
     for y, loss, outputs in ((torch.ones(4, 2), "squared", 3), (torch.tensor([0.5]), "logistic", 1)):
         with pytest.raises(NotRecognised):
             targets(y, loss, outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("penalty", [0.0, 0.02])
+@pytest.mark.parametrize("activation", ["relu6", "clipped", "relu"])
+def test_what_is_a_relu_near_the_present_weights_alone(activation: str, penalty: float, dtype: torch.dtype) -> None:
+    """At the usual units a ReLU6 never reaches its 6, and a bound would be of networks that it cannot be."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu6": nn.functional.relu6,
+        "clipped": lambda z: z.clamp(0, 20),
+        "relu": torch.relu,
+    }
+    x, y, (hidden, output) = normal(12, 3).to(dtype), normal(12, seed=1).to(dtype), network(dtype=dtype)
+    layers = Layers(hidden, output)
+
+    def step() -> Tensor:
+        squares = sum(p.double().square().sum() for p in (*hidden.parameters(), output.weight))
+        return mse(output(functions[activation](hidden(x)))[:, 0].double(), y.double()) + penalty * squares
+
+    if activation == "relu":
+        assert recognise(step, layers, x, y).penalty == pytest.approx(
+            2 * penalty, abs=1e-2 if dtype is torch.bfloat16 else 1e-4
+        )
+    elif dtype is not torch.bfloat16:  # of which a step is run in double precision
+        with pytest.raises(NotRecognised, match="a ReLU only near the present weights"):
+            recognise(step, layers, x, y)
