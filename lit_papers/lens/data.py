@@ -147,9 +147,17 @@ def _is_plain(dataset: Any) -> bool:
 
 
 def training_limit(trainer: Trainer) -> int | None:
-    """How many batches over all processes an epoch is limited to; None without a limit."""
+    """How many batches over all processes an epoch is limited to; None without a limit.
+
+    Data that do not say how many they are may never end: of those an epoch is what has been trained on in it, before
+    that what it can be at most.
+    """
+    if trainer.num_training_batches == float("inf"):
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches: int = progress.ready or trainer.max_steps * trainer.accumulate_grad_batches
+        return batches * trainer.world_size if batches > 0 else None
     limited = trainer.limit_train_batches != 1.0 or trainer.overfit_batches  # type: ignore[attr-defined]
-    if not (limited or trainer.fast_dev_run) or trainer.num_training_batches == float("inf"):  # type: ignore[attr-defined]
+    if not (limited or trainer.fast_dev_run):  # type: ignore[attr-defined]
         return None
     return int(trainer.num_training_batches) * trainer.world_size
 
