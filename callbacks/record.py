@@ -52,7 +52,7 @@ class Record(Callback, ABC):
         before = None if self._module is None else self._module()
         if self._module is not None and before is not pl_module:
             self.begin_anew()
-        elif before is pl_module:
+        elif before is pl_module or self.history:  # a copy of a callback does not know whose history it has
             self.fit += 1
         self._module = weakref.ref(pl_module)
 

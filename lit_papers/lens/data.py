@@ -67,6 +67,11 @@ class Reading:
 
     def _streamed(self) -> Iterator[tuple[Any, bool]]:
         loader = self.loader
+        if _runs_out(loader.dataset if isinstance(loader, DataLoader) else loader):
+            raise NotApplicable(
+                "the data are a generator or an iterator, which gives its batches once: what is read to measure would "
+                "be lost to training; pass `dataloader`, one that can be read again"
+            )
         if isinstance(loader, DataLoader):
             if type(loader).__iter__ is DataLoader.__iter__:
                 loader = _fresh(loader, **_own_order(loader))
@@ -262,6 +267,14 @@ def _apart(loader: DataLoader[Any]) -> DataLoader[Any]:
     apart.persistent_workers = False
     apart.generator = torch.Generator().manual_seed(_SEED)
     return apart
+
+
+def _runs_out(source: Any) -> bool:
+    """Whether iterating again goes on where the last iteration stopped, and nothing can set it back."""
+    if not isinstance(source, Iterable):
+        return False
+    first = iter(source)
+    return first is iter(source) and type(first).__module__ in ("builtins", "itertools")
 
 
 def _own_order(loader: DataLoader[Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Subject:
         self._gatherings: dict[Hashable, Gathering] = {}
         self._route: Route | None = None
         self._first: Any = None
-        self._streams: tuple[Any, list[Any]] | None = None
+        self._was_quiet = False
         self._moment: tuple[Hashable, Moment] | None = None
 
     # -- what a lens may ask in `check` --------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Subject:
         reloads = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if self._own_loader is None or reloads:
             self._own_loader, transforms = data.training_data(self.trainer)
-            if transforms and self._streams is None:
+            if transforms and not self._was_quiet:
                 rank_zero_warn(
                     "measuring on the dataset of the training loader, with its train-time transforms; for clean images "
                     "pass `dataloader`, or give the data module a `train_eval_dataloader()`"
@@ -264,10 +264,10 @@ class Subject:
         """Inside, whatever draws, moves data or calls the network leaves no trace in the training."""
         trainer = self.trainer
         loader = None if self.reads is None and self._given_loader is None else self.loader
-        if self._streams is None or self._streams[0] is not loader:
-            self._streams = loader, streams_in(data.sources_of_chance(loader))
+        self._was_quiet = True
+        streams = streams_in(data.sources_of_chance(loader))  # each time: some are made when they are first drawn from
         stage = None if trainer is None else trainer.state.stage
-        with streams_kept(self._streams[1]), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with streams_kept(streams), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             try:
                 if trainer is not None:
                     trainer.validating = True

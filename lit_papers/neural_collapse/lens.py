@@ -359,7 +359,7 @@ class CentralPathLens(Lens):
                 "decoupled weight decay (AdamW) minimises no L2 term: lam is taken as 0; pass `lam` to set it"
             )
             return 0.0, True
-        lam = regularization_strength(weight_decay.strength, head.out_features, split.reduction)
+        lam = regularization_strength(weight_decay.strength, subject.route.classes, split.reduction)
         return lam / split.factor, decay_bias
 
     def _warn_once(self, message: str) -> None:
@@ -377,8 +377,8 @@ def gather_statistics(subject: Subject, residual_dtype: torch.dtype = torch.floa
     Raises:
         NotApplicable: no linear layer makes the logits that belong to the classes of a batch.
     """
-    head = subject.head  # its weight is not looked at: spectral norm would count that as a training step
-    classes, features = head.out_features, head.in_features
+    route = subject.route  # of the copy: spectral norm counts a look at the weight as a training step
+    classes, features = route.classes, route.features
     subject.gather(
         (_STATISTICS, residual_dtype),
         lambda: ClassStatisticsMetric(classes, features, residual_dtype),
