@@ -296,7 +296,7 @@ class Watch(Record):
             return
         self.evaluated, _ = self._look(f"in {trainer.state.fn}", None)
         logged = {f"{self.name}/{key}": value for key, value in self.evaluated.items() if isinstance(value, float)}
-        module.log_dict(logged, batch_size=1, sync_dist=False, rank_zero_only=False)
+        module.log_dict(logged, batch_size=1, sync_dist=False, add_dataloader_idx=False)
 
     def _forget_moments(self) -> None:
         for sight in self._sights.values():

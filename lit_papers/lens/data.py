@@ -167,6 +167,17 @@ def training_limit(trainer: Trainer) -> int | None:
     return int(trainer.num_training_batches) * trainer.world_size
 
 
+def validation_limit(trainer: Trainer) -> int | None:
+    """How many batches of a validation set that is a stream are read; None without a limit.
+
+    What is in an order that we know is read in full, whatever part of it validates.
+    """
+    limit: int | float = trainer.limit_val_batches  # type: ignore[attr-defined]
+    if isinstance(limit, float) or limit == 0 or is_indexed(validation_data(trainer)):
+        return None
+    return limit * trainer.world_size
+
+
 def validation_data(trainer: Trainer) -> Any:
     """The loader of the validation set: the first, if there are several.
 

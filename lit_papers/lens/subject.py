@@ -22,6 +22,7 @@ from lit_papers.lens.linears import resolve_classifier
 from lit_papers.lens.processes import Processes
 from lit_papers.lens.refusal import NotApplicable
 from lit_papers.lens.routes import Call, Route, Seen, find_route, follow
+from lit_papers.lens.sample import Sample
 from lit_papers.lens.streams import streams_in, streams_kept
 from lit_papers.lens.training import TrainingLoss, training_loss
 
@@ -177,14 +178,16 @@ class Subject:
         return key
 
     def rows(
-        self, most: int | None = None, *, wanted: str = "samples", scatter: int | None = None
+        self, most: int | None = None, *, wanted: str = "samples", scatter: int | None = None, distinct: int = 1
     ) -> tuple[Tensor, Tensor]:
         """The first samples, or samples from all over the data, whole and the same on every process.
 
         Args:
             most: how many; None reads all.
-            scatter: seed of the order in which indexed data are read; None reads them in their own, in which one class
-                may come after the other.
+            scatter: seed of the order in which indexed data are read, or of the choice among all of a stream; None
+                reads them in their own, in which one class may come after the other.
+            distinct: different targets to look for where ``scatter`` is given, also beyond ``most`` samples: what comes
+                late of a target that is not among these is returned besides.
             wanted: what they are called in a refusal.
 
         Returns:
@@ -194,8 +197,6 @@ class Subject:
             NotApplicable: there are none, or not in an order that all processes share.
             TypeError: a batch has no single tensor as input; the message names ``unpack``.
         """
-        inputs: list[Tensor] = []
-        targets: list[Tensor] = []
         with self.processes.same_fate("reading samples"), self.quiet():
             if self.processes.size > 1 and not data.is_indexed(self.loader):
                 raise NotApplicable(
@@ -203,20 +204,21 @@ class Subject:
                     "dataset, or not a DataLoader): pass `dataloader`, one that can"
                 )
             loader, limit = self.loader, self._limit()
-            if scatter is not None and data.is_indexed(loader):
+            streamed = scatter is not None and not data.is_indexed(loader)
+            if scatter is not None and not streamed:
                 loader, limit = data.scattered(loader, limit, scatter), None
+            sample = Sample(most, distinct, None if not streamed else scatter)
             for batch, _ in data.Reading(loader, data.alone(), limit):
                 x, y = (self.unpack or unpack_batch)(self.to_device(batch))
                 if not isinstance(x, Tensor) or not isinstance(y, Tensor):
                     found = f"({type(x).__name__}, {type(y).__name__})"
                     raise TypeError(f"{wanted} must be pairs of one tensor each, got {found}; pass `unpack`")
-                inputs.append(x.detach().clone())  # a loader may reuse its memory
-                targets.append(y.detach().clone())
-                if most is not None and sum(map(len, inputs)) >= most:
+                sample.add(x.detach(), y.detach())
+                if sample.enough:
                     break
-            if not inputs:
+            if not len(sample):
                 raise NotApplicable(f"`dataloader` has no {wanted} to measure on")
-        return torch.cat(inputs)[:most], torch.cat(targets)[:most]
+        return sample.rows()
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -326,6 +328,8 @@ class Subject:
                 limits.append(self.processes.size)
             if self._given_loader is None and self.reads == "train":
                 limits.append(data.training_limit(self.trainer))
+            elif self._given_loader is None and self.reads == "validation":
+                limits.append(data.validation_limit(self.trainer))
         known = [limit for limit in limits if limit is not None]
         return min(known) if known else None
 
