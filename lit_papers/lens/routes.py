@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
@@ -244,6 +246,11 @@ def _choose(
                 "indices)"
             )
         found = {(linear.name, linear.turn): (linear, left[0]) for linear in wanted}
+        if any(_decides_otherwise(linear, watch.origin(left[0].outputs)) for linear in wanted):
+            rank_zero_warn(
+                f"{type(network).__name__} decides otherwise than the output of classifier={classifier!r} alone (an "
+                "adapter beside it?): errors are of that output"
+            )
     if kind == "call" and len(found) > 1:
         found = dict([next(iter(found.items()))])  # twins of equal values
     fits = {key: pair for key, pair in found.items() if _rows(pair[0].features) == _rows(pair[1].targets)}
@@ -266,6 +273,11 @@ def _choose(
     _seen(linear, sight, batch, {})  # refuses what is no class
     classes, features = linear.layer.weight.shape
     return Route(kind, linear.name, linear.turn, sight.loss, sight.ignore_index, classes, features)
+
+
+def _decides_otherwise(linear: LinearCall, outputs: Tensor) -> bool:
+    alike = outputs.ndim == 2 and outputs.shape == linear.values.shape
+    return alike and not torch.equal(outputs.argmax(1), linear.values.argmax(1))
 
 
 def _same(targets: Any, others: Any) -> bool:

@@ -126,6 +126,8 @@ class Subject:
         if self._route is None:
             with self.processes.same_fate("looking for the classifier"), self.quiet(), self.twin() as network:
                 batch = self._first_batch()
+                if self.copy:
+                    _wake(network)
                 with self.precision():
                     self._route = find_route(
                         network, batch, call=self.call, unpack=self.unpack, classifier=self._classifier
@@ -448,6 +450,19 @@ def _computed(metric: Metric) -> Any:
     finally:  # a metric refers to itself: its states would stay beside what is computed of them until a collection
         for name in metric.metric_state:
             setattr(metric, name, torch.empty(0))
+
+
+def _wake(network: nn.Module) -> None:
+    """Fill trained parameters that are all zero in a copy, so that layers which do nothing at first are seen.
+
+    The output of an adapter (LoRA) beside the last layer begins at 0: until it grows, that layer seems to make the
+    logits.
+    """
+    with torch.no_grad():
+        for parameter in network.parameters():
+            lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+            if not lazy and parameter.requires_grad and parameter.is_floating_point() and not parameter.any():
+                parameter.normal_(std=0.1)
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:

@@ -236,6 +236,23 @@ class Lazy(Plain):
         self.head = nn.LazyLinear(CLASSES)
 
 
+class LowRankHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(FEATURES, CLASSES).requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(2, FEATURES))
+        self.up = nn.Parameter(torch.zeros(CLASSES, 2))  # so that at first the base makes the logits
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.base(h) + h @ self.down.T @ self.up.T
+
+
+class LowRank(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = LowRankHead()
+
+
 class FrozenBackbone(Plain):
     """A batch norm that ``train()`` never puts into training mode."""
 
@@ -593,6 +610,7 @@ PROJECTS: dict[str, Project] = {
     "by hook": Project(ByHook),
     "spectral norm": Project(Spectral),
     "lazy": Project(Lazy),
+    "low rank beside the head": Project(LowRank, refused="no nn.Linear makes.*`call`"),
     "frozen backbone": Project(FrozenBackbone),
     "buffers reassigned": Project(Reassigning),
     "metric in forward": Project(Counting),

@@ -17,7 +17,7 @@ from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollaps
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.lens import NotApplicable
 from lit_papers.neural_collapse.lens import CollapseLens
-from tests.lens.projects import BATCH, INPUTS, Gathering, Plain, blobs
+from tests.lens.projects import BATCH, INPUTS, Gathering, LowRank, Plain, blobs
 from tests.lens.test_projects import nc1_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
@@ -93,6 +93,11 @@ def test_a_named_head_has_the_targets_of_no_other(tmp_path: Path) -> None:
     assert callback.history[-1]["nc1"] == pytest.approx(nc1_of(module, x, others), rel=1e-4)
     with pytest.raises(NotApplicable, match=r"several targets.*`call`"):
         trainer(tmp_path, [NeuralCollapse(classifier="aux")]).fit(TwoTasks(2.0), data)
+
+
+def test_a_named_layer_beside_an_adapter_is_told_apart_from_the_network(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="decides otherwise than the output of classifier='head.base'"):
+        trainer(tmp_path, [NeuralCollapse(classifier="head.base")]).fit(LowRank(), loader())
 
 
 def test_a_trainer_that_goes_on(tmp_path: Path) -> None:
