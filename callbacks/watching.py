@@ -283,7 +283,7 @@ class Watch(Record):
         if loaders is None and self.lens.reads is not None:
             validates = trainer.state.fn == "validate"
             loop = trainer.validate_loop if validates else trainer.test_loop
-            share = trainer.limit_val_batches if validates else trainer.limit_test_batches  # type: ignore[attr-defined]
+            share = trainer.limit_val_batches if validates else trainer.limit_test_batches
             limits = () if share == 1.0 and isinstance(share, float) else loop.max_batches
             loaders = trainer.val_dataloaders if trainer.state.fn == "validate" else trainer.test_dataloaders
             if isinstance(loaders, (list, tuple)):

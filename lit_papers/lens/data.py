@@ -172,7 +172,7 @@ def validation_limit(trainer: Trainer) -> int | None:
 
     What is in an order that we know is read in full, whatever part of it validates.
     """
-    limit: int | float = trainer.limit_val_batches  # type: ignore[attr-defined]
+    limit: int | float = trainer.limit_val_batches
     if isinstance(limit, float) or limit == 0 or is_indexed(validation_data(trainer)):
         return None
     return limit * trainer.world_size

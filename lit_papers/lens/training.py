@@ -68,7 +68,9 @@ def training_loss(network: nn.Module, batch: Any, head: str, *, in_training: boo
         return None
     loss = returned.get("loss") if isinstance(returned, dict) else returned
     factor = _factor(loss, own)
-    alone = factor is None or _is_alone(loss, own[0], factor, network.get_submodule(head))
+    alone = (
+        factor is None or not isinstance(loss, Tensor) or _is_alone(loss, own[0], factor, network.get_submodule(head))
+    )
     one_hot = all(_are_classes(call.targets, call.outputs.shape[-1]) for call in own)
     return TrainingLoss(own[0].name, own[0].reduction, factor, one_hot, alone)
 

@@ -335,7 +335,7 @@ class CentralPathLens(Lens):
         weight_decay, bias_decay = (
             decay_of(own[name], optimizers, strict=asked) if name in own else None for name in ("weight", "bias")
         )
-        if head.bias is None:
+        if "bias" not in own and getattr(head, "bias", None) is None:
             bias_decay = weight_decay
         if weight_decay is None:
             if asked:
