@@ -179,6 +179,8 @@ class MultiOrderInteraction:
             TypeError: labels are no class indices, or the network's output has no tensor.
         """
         samples = inputs.count(x)
+        if isinstance(y, Tensor) and not y.ndim:
+            raise ValueError("`y` is a single number, but must have one label for each sample: pass `y[None]`")
         if samples != len(y):
             raise ValueError(f"`x` has {samples} samples, but `y` has {len(y)} labels")
         if not samples:

@@ -344,3 +344,25 @@ def test_a_partial_file_knows_the_weights_bit_by_bit(tmp_path: Path) -> None:
         network[2].weight += 1e-6
     with pytest.raises(ValueError, match="is of another call"):
         estimate(x, y, partial=tmp_path / "partial.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": lambda x: torch.ones(len(x), 3, 1)}, "the model's output has shape"),
+        ({"x": [torch.ones(6), torch.ones(6)]}, "`x` is a list of tensors"),
+        ({"y": torch.tensor(0)}, "`y` is a single number"),
+    ],
+    ids=["three axes", "list", "one label"],
+)
+def test_other_forms_are_refused_in_a_line_that_names_them(change: dict[str, Any], said: str) -> None:
+    given = {"model": nn.Linear(6, 3), "x": torch.ones(2, 6), "y": torch.tensor([0, 1]), **change}
+    with pytest.raises((ValueError, TypeError), match=said) as refused:
+        MultiOrderInteraction(given["model"], FeaturePlayers(6), pairs="all")(given["x"], given["y"])
+    assert "\n" not in str(refused.value)
+
+
+def test_pairs_may_be_a_numpy_array() -> None:
+    pairs = np.array([[0, 1], [2, 5]])
+    found = MultiOrderInteraction(nn.Linear(6, 3), FeaturePlayers(6), pairs=pairs)(torch.ones(1, 6), torch.tensor([0]))
+    assert found.pairs.tolist() == [pairs.tolist()]
