@@ -100,6 +100,13 @@ def test_a_named_layer_beside_an_adapter_is_told_apart_from_the_network(tmp_path
         trainer(tmp_path, [NeuralCollapse(classifier="head.base")]).fit(LowRank(), loader())
 
 
+def test_two_callbacks_of_one_name_are_refused(tmp_path: Path) -> None:
+    module = Plain()
+    with pytest.raises(NotApplicable, match="give each a `name`"):
+        trainer(tmp_path, [NeuralCollapse(name="train"), CentralPath(name="train")]).fit(module, loader())
+    assert module.steps == 0
+
+
 def test_a_trainer_that_goes_on(tmp_path: Path) -> None:
     callback, module = NeuralCollapse(epochs=2), Plain()
     run = trainer(tmp_path, [callback])
