@@ -104,7 +104,8 @@ def streams_in(roots: Iterable[Any]) -> list[Any]:
         else:
             queue += _inside(value)
             numbers = value if isinstance(value, dict) else getattr(value, "__dict__", None)
-            if isinstance(numbers, dict) and (isinstance(value, dict) or _is_strange(type(value))):
+            kept = len(value) <= _MOST_ITEMS if isinstance(value, dict) else _is_strange(type(value))
+            if isinstance(numbers, dict) and kept:
                 found[id(value)] = Counters(numbers)
     return list(found.values())
 
