@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_papers.lens import NotApplicable
 from lit_papers.plotting import save_figure
 from lit_papers.run_folder import run_folder
 
@@ -46,13 +47,19 @@ class Record(Callback, ABC):
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew for another module, or go on with the same."""
+        """Begin anew for another module, or go on with the same; refuse a name that another callback has."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
+            if isinstance(other, Record) and other is not self and other.name == self.name:
+                raise NotApplicable(
+                    f"{type(self).__name__} and {type(other).__name__} both have name={self.name!r}, by which keys and "
+                    "figures of one would overwrite those of the other: give each a `name` of its own"
+                )
         if stage != "fit":
             return
         before = None if self._module is None else self._module()
         if self._module is not None and before is not pl_module:
             self.begin_anew()
-        elif before is pl_module:
+        elif before is pl_module or self.history:  # a copy of a callback does not know whose history it has
             self.fit += 1
         self._module = weakref.ref(pl_module)
 

@@ -204,10 +204,19 @@ class Watch(Record):
     def _named_loaders(loaders: Any) -> dict[str | None, Any]:
         return dict(loaders) if isinstance(loaders, Mapping) else {None: loaders}
 
-    def _prepare(self, trainer: Trainer, module: LightningModule, loaders: dict[str | None, Any]) -> None:
+    def _prepare(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        loaders: dict[str | None, Any],
+        limits: Sequence[float] = (),
+    ) -> None:
         self._sights = {}
-        for data, loader in loaders.items():
-            subject = self._subject_of_another(trainer, loader) or Subject(
+        limits = limits if len(limits) == len(loaders) else [math.inf] * len(loaders)
+        for (data, loader), limit in zip(loaders.items(), limits, strict=True):
+            most = min(limit * trainer.world_size, math.inf if self.max_batches is None else self.max_batches)
+            max_batches = None if most == math.inf else max(1, int(most))
+            subject = self._subject_of_another(trainer, loader, max_batches) or Subject(
                 module,
                 loader,
                 trainer=trainer,
@@ -215,25 +224,25 @@ class Watch(Record):
                 call=self.call,
                 unpack=self.unpack,
                 classifier=self.classifier,
-                max_batches=self.max_batches,
+                max_batches=max_batches,
             )
             before = len(subject.asked)
             with subject.processes.same_fate(f"checking {self.name}"):
                 prepared = self.lens.check(subject)
             self._sights[data] = _Sight(subject, prepared, subject.asked[before:])
 
-    def _subject_of_another(self, trainer: Trainer, loader: Any) -> Subject | None:
+    def _subject_of_another(self, trainer: Trainer, loader: Any, max_batches: int | None) -> Subject | None:
         for other in _watches(trainer):
             same = (
                 other is not self
                 and other.lens.reads == self.lens.reads
                 and other.unpack is self.unpack
                 and other.call is self.call
-                and other.max_batches == self.max_batches
                 and (other.classifier is self.classifier or _equal_names(other.classifier, self.classifier))
             )
             for data, sight in other._sights.items() if same else ():
-                if other._named_loaders(other.dataloader).get(data) is loader:
+                found = other._named_loaders(other.dataloader).get(data) is loader
+                if found and sight.subject.max_batches == max_batches:
                     return sight.subject
         return None
 
@@ -270,19 +279,24 @@ class Watch(Record):
         if trainer.state.fn not in _EVALUATIONS:
             return
         loaders = self.dataloader
+        limits: Sequence[float] = ()
         if loaders is None and self.lens.reads is not None:
+            validates = trainer.state.fn == "validate"
+            loop = trainer.validate_loop if validates else trainer.test_loop
+            share = trainer.limit_val_batches if validates else trainer.limit_test_batches
+            limits = () if share == 1.0 and isinstance(share, float) else loop.max_batches
             loaders = trainer.val_dataloaders if trainer.state.fn == "validate" else trainer.test_dataloaders
             if isinstance(loaders, (list, tuple)):
                 named = {f"dataloader_idx_{index}": loader for index, loader in enumerate(loaders)}
                 loaders = named if len(loaders) > 1 else loaders[0]
-        self._prepare(trainer, module, self._named_loaders(loaders))
+        self._prepare(trainer, module, self._named_loaders(loaders), limits)
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.state.fn not in _EVALUATIONS:
             return
         self.evaluated, _ = self._look(f"in {trainer.state.fn}", None)
         logged = {f"{self.name}/{key}": value for key, value in self.evaluated.items() if isinstance(value, float)}
-        module.log_dict(logged, batch_size=1, sync_dist=False, rank_zero_only=False)
+        module.log_dict(logged, batch_size=1, sync_dist=False, add_dataloader_idx=False)
 
     def _forget_moments(self) -> None:
         for sight in self._sights.values():

@@ -68,6 +68,8 @@ class Prepared:
         optimum: the global one, in mode `exact`.
         bound: certified before training.
         x: the rows, which patterns of a network are of.
+        loader: that they were read from.
+        size: of its data set, None where that is not known.
     """
 
     problem: Problem
@@ -79,6 +81,8 @@ class Prepared:
     optimum: float | None
     bound: float
     x: Tensor
+    loader: Any
+    size: int | None
 
     @property
     def number(self) -> float:
@@ -135,6 +139,8 @@ class ConvexGapLens(Lens):
         if not subject.trial:
             _check_rows_stay(subject)
         rows, given = subject.rows(wanted="samples")
+        if not (rows.isfinite().all() and given.isfinite().all()):
+            raise NotApplicable("ConvexGap: a sample or its target is NaN or infinite, so there is no objective")
         with subject.quiet():
             batch = subject.to_device(readings.first_batch(subject.loader))
         recognised = self._recognise(subject, names, batch)
@@ -152,7 +158,10 @@ class ConvexGapLens(Lens):
             cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 2e6  # each step's overhead counts too
             steps = int(min(200, max(10, self.seconds * _OPERATIONS / cost)))
             bound = problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
-        return Prepared(problem, names, mode, recognised, batch, arrangements, optimum, bound, x)
+        loader = subject.loader
+        return Prepared(
+            problem, names, mode, recognised, batch, arrangements, optimum, bound, x, loader, _size(loader)
+        )  # fmt: skip
 
     def look(self, moment: Moment, prepared: Prepared, history: Sequence[Mapping[str, Any]]) -> Numbers:
         """Objective, the best bound of this problem so far, and what lies between.
@@ -161,6 +170,7 @@ class ConvexGapLens(Lens):
             ValueError: nothing can be measured (a network that has diverged, or whose step computes another loss now).
         """
         problem = prepared.problem
+        _check_same_rows(moment.subject, prepared)
         weight, alpha, bias = self._seen_again(moment.subject, prepared)
         now = report(problem, weight, alpha, prepared.arrangements, bias=bias)
         known = [entry["lower_bound"] for entry in history if entry.get("problem_id") == prepared.number]
@@ -362,6 +372,21 @@ def _check_rows_stay(subject: Subject) -> None:
         raise NotApplicable(
             "ConvexGap: a part of a shuffled epoch is other samples each time (limit_train_batches): pass `dataloader`"
         )
+
+
+def _size(loader: Any) -> int | None:
+    return readings.length(getattr(loader, "dataset", None))
+
+
+def _check_same_rows(subject: Subject, prepared: Prepared) -> None:
+    """Loaders may be made anew, and data sets grow, while a network trains."""
+    loader = subject.loader
+    if loader is prepared.loader and _size(loader) == prepared.size:
+        return
+    rows, _ = subject.rows(wanted="samples")
+    x = Layers(*_layers(subject.network, prepared.layers)).inputs(rows)
+    if x.shape != prepared.x.shape or not torch.equal(x, prepared.x):
+        raise ValueError("the training data are others than before training: a bound would be of another problem")
 
 
 def _find_layers(module: nn.Module, names: Sequence[str] | None) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def checked_pairs(pairs: Any, n: int) -> int | Tensor:
         if pairs != "all":
             raise ValueError(f"`pairs` must be a number, 'all' or pairs (P, 2), got {pairs!r}")
         return torch.combinations(torch.arange(n))
-    if (isinstance(pairs, Tensor) and pairs.ndim) or isinstance(pairs, Sequence):
+    if (isinstance(pairs, Tensor | np.ndarray) and pairs.ndim) or isinstance(pairs, Sequence):
         try:
             found = torch.as_tensor(pairs)
         except (TypeError, ValueError):

@@ -136,7 +136,8 @@ class MultiOrderInteraction:
     def estimate_forwards(self, n_samples: int = 1, ids: Sequence[int] | Tensor | None = None) -> int:
         """How many masked inputs a call needs: what it will use, counted from its plan without the network.
 
-        Not counted are a dozen inputs of each sample in another precision, which tell what rounding does.
+        Not counted are a dozen inputs of each sample in another precision, which tell what rounding does, and another
+        dozen with ``partial``.
 
         Args:
             n_samples: B.
@@ -178,6 +179,8 @@ class MultiOrderInteraction:
             TypeError: labels are no class indices, or the network's output has no tensor.
         """
         samples = inputs.count(x)
+        if isinstance(y, Tensor) and not y.ndim:
+            raise ValueError("`y` is a single number, but must have one label for each sample: pass `y[None]`")
         if samples != len(y):
             raise ValueError(f"`x` has {samples} samples, but `y` has {len(y)} labels")
         if not samples:
@@ -280,13 +283,14 @@ class MultiOrderInteraction:
         for start in range(0, number, self.batch_size):
             keep = masks(start, min(start + self.batch_size, number))
             outputs = self._outputs(self.model, self._masked(x, keep))
-            if not torch.isfinite(outputs).all():
+            found = self._value(outputs, y, len(keep))
+            if not torch.isfinite(found).all():  # -inf is what masks a class out
                 raise ValueError(f"the model's output for sample {name} is NaN or infinite under some mask")
             if self.value_fn is None and not start and look_like_probabilities(outputs):
                 self._warn_of_probabilities()
             if outputs.is_floating_point():
-                rounded = max(rounded, torch.finfo(outputs.dtype).eps * outputs.abs().max().item())
-            values.append(self._value(outputs, y, len(keep)))
+                rounded = max(rounded, self._last_place(outputs, y))
+            values.append(found)
         found = torch.cat(values).cpu()
         probes = torch.linspace(0, number - 1, min(number, PROBES)).long().tolist()
         keep = torch.cat([masks(probe, probe + 1) for probe in probes])
@@ -315,6 +319,15 @@ class MultiOrderInteraction:
         if values.shape != (rows,):
             raise ValueError(f"`value_fn` must give one value for each of {rows} inputs, got {tuple(values.shape)}")
         return values
+
+    def _last_place(self, outputs: Tensor, y: Tensor) -> float:
+        """Unit in the last place of what a value is made of: the logits of classes that are masked out do not count."""
+        if self.value_fn is None and len(outputs):
+            logits = two_logits(outputs)
+            index = y.expand(len(logits))[:, None]
+            if bool(((index >= 0) & (index < logits.shape[1])).all()):
+                outputs = torch.cat([logits.gather(1, index), logits.scatter(1, index, -math.inf).amax(1, True)])
+        return torch.finfo(outputs.dtype).eps * outputs.abs().max().item()
 
     def _random_masks(self, rows: int) -> Tensor:
         """Coalitions of all sizes, with nobody and everybody among them: bool, ``(rows, n)``."""
@@ -397,10 +410,13 @@ class MultiOrderInteraction:
         keep, values, rounded = self._random_masks(PROBES), [], 0.0
         for place in range(len(names)):
             outputs = self._outputs(self.model, self._masked(inputs.take(x, place), keep))
-            rounded = max(rounded, torch.finfo(outputs.dtype).eps * outputs.abs().max().item())
+            rounded = max(rounded, self._last_place(outputs, y[place : place + 1]))
             values.append(self._value(outputs, y[place : place + 1], len(keep)).cpu())
         # another thread count or device rounds otherwise, by some units in the last place of each layer
-        return PartialFile(path, settings, [*inputs.tensors_in(x), y], torch.stack(values), 64 * rounded)
+        known = [*inputs.tensors_in(x), y]
+        if isinstance(self.model, nn.Module):
+            known += list(self.model.parameters())
+        return PartialFile(path, settings, known, torch.stack(values), 64 * rounded)
 
 
 @contextmanager

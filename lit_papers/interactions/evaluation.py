@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, cast
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lit_papers.interactions.arguments import checked_labels
 from lit_papers.interactions.functional import log_odds
 from lit_papers.interactions.outputs import call_network, two_logits
 from lit_papers.interactions.players import PatchGrid
@@ -63,13 +65,18 @@ def pgd_accuracy(
 
     Raises:
         ValueError: an argument is out of its range, or ``x`` and ``y`` differ in length.
+        TypeError: ``y`` are no class indices.
+
+    Warns:
+        UserWarning: samples have no gradient on all their way, so that the attack could not find one that misleads:
+            outputs that saturate (probabilities), or that are rounded.
 
     >>> line = nn.Linear(1, 2, bias=False)
     >>> line.weight.data = torch.tensor([[-1.0], [1.0]])
     >>> pgd_accuracy(line, torch.tensor([[0.5], [1.5]]), torch.tensor([1, 1]), eps=1.0)  # 0.5 crosses the boundary
     0.5
     """
-    _check_pairs(x, y)
+    y = _checked(x, y)
     if not eps >= 0:
         raise ValueError(f"`eps` must be >= 0, got {eps}")
     if step_size is not None and not step_size > 0:
@@ -79,7 +86,7 @@ def pgd_accuracy(
     if restarts < 1:
         raise ValueError(f"`restarts` must be at least 1, got {restarts}")
     first = min(eps / 4, 8 * eps / max(steps, 1)) if step_size is None else step_size
-    right = 0
+    right = blind = 0
     with _evaluating(model):
         for clean, target in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             logits = two_logits(call_network(model, clean))
@@ -91,16 +98,26 @@ def pgd_accuracy(
                 start = torch.rand(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
                 left = robust.nonzero()[:, 0]
                 shift = eps * (2 * start[left] - 1)
-                robust[left] = _withstand(model, clean[left], target[left], spread[left], shift, eps, first, steps)
+                robust[left], stood = _withstand(
+                    model, clean[left], target[left], spread[left], shift, eps, first, steps
+                )
             right += int(robust.sum())
+            blind += int(stood.sum())
+    if blind and eps and steps:
+        warnings.warn(
+            f"{blind} of {right} samples that withstand the attack have no gradient at all, so the accuracy under "
+            "attack may be far too high: let the model return logits (no softmax or sigmoid behind them)",
+            stacklevel=2,
+        )
     return right / len(y)
 
 
 def _withstand(
     model: nn.Module, clean: Tensor, target: Tensor, spread: Tensor, shift: Tensor, eps: float, first: float, steps: int
-) -> Tensor:
-    """Which samples are never misclassified on the way: bool, ``(B,)``."""
+) -> tuple[Tensor, Tensor]:
+    """Which samples are never misclassified on the way, and which of these never had a gradient: bool, ``(B,)``."""
     robust = torch.ones_like(target, dtype=torch.bool)
+    stood = torch.ones_like(robust)
     for step in range(steps + 1):
         if not robust.any():
             break
@@ -112,9 +129,10 @@ def _withstand(
         if step == steps:
             break
         (gradient,) = torch.autograd.grad(value, shift)  # not backward(): parameters keep their gradients
+        stood &= (gradient == 0).flatten(1).all(1)
         decay = min(1.0, 1.9 - 1.8 * step / steps)  # 1 in the first half, then linearly to 0.1
         shift = (shift.detach() - first * decay * gradient.sign()).clamp(-eps, eps)
-    return robust
+    return robust, stood & robust
 
 
 def masking_curve(
@@ -151,8 +169,9 @@ def masking_curve(
 
     Raises:
         ValueError: ``layout`` is unknown, a fraction is out of range, or ``x`` and ``y`` differ in length.
+        TypeError: ``y`` are no class indices.
     """
-    _check_pairs(x, y)
+    y = _checked(x, y)
     if layout not in ("random", "border"):
         raise ValueError(f"layout={layout!r} is unknown; choose 'random' or 'border'")
     if not all(0 <= fraction <= 1 for fraction in fractions):
@@ -246,8 +265,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode  # .train() would overrule submodules that are frozen on their own
 
 
-def _check_pairs(x: Tensor, y: Tensor) -> None:
+def _checked(x: Tensor, y: Tensor) -> Tensor:
+    """Class indices, one for each sample."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`x` must be a tensor of samples, got {type(x).__name__}")
     if len(x) != len(y):
         raise ValueError(f"there are {len(x)} samples in `x`, but {len(y)} classes in `y`")
     if not len(x):
         raise ValueError("`x` has no samples")
+    return checked_labels(y)

@@ -19,7 +19,9 @@ def count(x: Any) -> int:
     Raises:
         TypeError: ``x`` is something else.
     """
-    if isinstance(x, Tensor | list):
+    if isinstance(x, list) and x and all(isinstance(part, Tensor) for part in x):
+        raise TypeError("`x` is a list of tensors: pass `torch.stack(x)`, or a tuple if they are several inputs")
+    if isinstance(x, list) or (isinstance(x, Tensor) and x.ndim):
         return len(x)
     parts = [part for part in _parts(x) if isinstance(part, Tensor)]
     if not parts:

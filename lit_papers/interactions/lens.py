@@ -81,8 +81,9 @@ class InteractionLens(Lens):
         """Read and choose the samples, and see that estimator and network take what they get."""
         self._estimator(subject.network)
         wanted = 1 if subject.trial else self.n_samples
-        x, targets = subject.rows(READ * wanted, wanted="samples", scatter=self.seed)
-        logits, place = self._first_logits(subject, x[:1])
+        logits, place = self._first_logits(subject, subject.rows(1, wanted="samples")[0])
+        distinct = min(logits.shape[1], wanted)
+        x, targets = subject.rows(READ * wanted, wanted="samples", scatter=self.seed, distinct=distinct)
         y = class_indices(targets, logits.shape[1])
         if bool((y >= logits.shape[1]).any()):
             raise NotApplicable(f"a target is {int(y.max())}, outside [0, {logits.shape[1]}); pass `unpack`")
@@ -213,7 +214,7 @@ class InteractionLens(Lens):
         logits = torch.cat(
             [self._logits(network, samples.x[part], samples.place) for part in torch.split(ids, batch_size)]
         )
-        finite = bool(torch.isfinite(logits).all())
+        finite = not bool((logits.isnan() | logits.isposinf()).any())  # -inf is what masks a class out
         return (ids if every else ids[logits.argmax(dim=1) == samples.y[ids]]), finite
 
 

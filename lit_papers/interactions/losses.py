@@ -108,7 +108,12 @@ class InteractionOrderLoss(nn.Module):
 
         Returns:
             Logits ``(B, C)``.
+
+        Raises:
+            ValueError: the smaller set is empty, and a layer of the model normalises each map by itself.
         """
+        if self.s1 == 0:
+            _check_norms(model)
         smaller, larger = nested_masks(len(x), self.players.n_players, self.s1, self.s2, generator, x.device)  # (B, n)
         baseline = self.baseline.to(x.dtype)
         together = torch.cat([x, self.players(x, smaller, baseline), self.players(x, larger, baseline)])  # (3 B, ...)
@@ -138,3 +143,15 @@ class InteractionOrderLoss(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows of the arguments."""
         return f"r1={self.r1}, r2={self.r2}, mode={self.mode!r}, weight={self.weight}, ratio={self.ratio!r}"
+
+
+def _check_norms(model: nn.Module) -> None:
+    """An image without players is constant; what normalises its maps one by one multiplies gradients without bound."""
+    for name, layer in model.named_modules():
+        instance = isinstance(layer, nn.modules.instancenorm._InstanceNorm)
+        alone = instance or (isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels)
+        if alone and layer.affine:
+            raise ValueError(
+                f"r1 is so small that nothing of an image is left, and {name!r} ({type(layer).__name__}) divides each "
+                "map by its standard deviation, which is 0 there: take r1 of one player or more, or another norm"
+            )

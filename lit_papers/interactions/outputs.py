@@ -131,12 +131,20 @@ def two_logits(outputs: Tensor) -> Tensor:
     Returns:
         ``(B, 2)`` or ``(B, C)``.
 
+    Raises:
+        ValueError: they have another shape.
+
     >>> two_logits(torch.tensor([0.5, -1.0]))
     tensor([[ 0.0000,  0.5000],
             [ 0.0000, -1.0000]])
     """
     if outputs.ndim == 2 and outputs.shape[1] > 1:
         return outputs
+    if outputs.ndim not in (1, 2):
+        raise ValueError(
+            f"the model's output has shape {tuple(outputs.shape)}, but logits are (B, C) or (B,): pass `respond`, a "
+            "function from model and inputs to logits"
+        )
     one = outputs.reshape(len(outputs), 1)
     return torch.cat([torch.zeros_like(one), one], dim=1)
 

@@ -67,9 +67,11 @@ class RobustnessLens(Lens):
 
     def check(self, subject: Subject) -> tuple[Tensor, Tensor]:
         """Read and choose the samples."""
-        x, targets = subject.rows(READ * self.n_samples, wanted="samples", scatter=self.seed)
+        first, _ = subject.rows(1, wanted="samples")
         with subject.quiet(), subject.twin() as network, subject.precision():
-            classes = two_logits(call_network(network, x[:1])).shape[1]
+            classes = two_logits(call_network(network, first)).shape[1]
+        distinct = min(classes, self.n_samples)
+        x, targets = subject.rows(READ * self.n_samples, wanted="samples", scatter=self.seed, distinct=distinct)
         y = class_indices(targets, classes)
         chosen = balanced(y, self.n_samples, self.seed).to(y.device)
         return x[chosen], y[chosen]

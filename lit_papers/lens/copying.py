@@ -1,6 +1,8 @@
 """A copy of a stranger's module: with parameters of its own, and made although the module may hold anything."""
 
+import contextlib
 import copy
+import functools
 import types
 from collections import OrderedDict
 from typing import Any
@@ -14,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lit_papers.lens.facade import TrainerFacade, silence
 
 _ATOMS = (
-    type(None), bool, int, float, complex, str, bytes, type, range, types.FunctionType, types.BuiltinFunctionType,
-    types.ModuleType, torch.dtype, torch.device, torch.Size,
+    type(None), bool, int, float, complex, str, bytes, type, range, types.BuiltinFunctionType, types.ModuleType,
+    torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
 # data are large, and read by the measurement itself; the others act on the world outside
 _SHARED = (Dataset, DataLoader, Sampler, LightningDataModule, Logger)
@@ -29,8 +31,8 @@ def copied(module: nn.Module, trainer: Trainer | None) -> tuple[nn.Module, list[
     copied without their history; what cannot be copied at all is shared with the original, and named. Data sets,
     loaders, data modules and loggers that the module holds are shared, and so are the items of long lists.
 
-    What ``torch.compile`` wrapped is copied as it was written. Hooks are copied too; what their closures point to
-    outside of the module is not.
+    What ``torch.compile`` wrapped is copied as it was written. Hooks and other functions are copied where they close
+    over a part of the module; what their closures point to outside of it is not.
 
     Args:
         module: the stranger's; it is not changed.
@@ -104,6 +106,14 @@ class _Copier:
             twin = self._tensor(value, path)
         elif isinstance(value, nn.Module):  # held outside of the tree, in a list for instance
             return self.module(value)
+        elif isinstance(value, types.FunctionType):
+            return self._function(value, path)
+        elif type(value) is functools.partial:
+            twin = functools.partial(
+                self.value(value.func, path),
+                *(self.value(each, path) for each in value.args),
+                **{key: self.value(each, path) for key, each in value.keywords.items()},
+            )
         elif isinstance(value, types.MethodType):
             twin = types.MethodType(value.__func__, self.value(value.__self__, path))
         elif isinstance(value, torch.Generator):
@@ -138,6 +148,47 @@ class _Copier:
         if isinstance(tensor, nn.Parameter):
             twin = nn.Parameter(twin, tensor.requires_grad)
         return twin
+
+    def _function(self, function: types.FunctionType, path: str) -> Any:
+        """A function, made anew where it closes over a part of the network, which must then be the part's copy."""
+        if not self._reaches(function, set()):
+            return function
+        cells = function.__closure__ or ()
+        fresh = tuple(types.CellType() for _ in cells)
+        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, fresh)
+        self.known(function, twin)
+        twin.__dict__.update(function.__dict__)
+
+        def carried(value: Any) -> Any:
+            return self.value(value, path) if self._reaches(value, set()) else value
+
+        for cell, new in zip(cells, fresh, strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell
+                new.cell_contents = carried(cell.cell_contents)
+        if function.__defaults__ is not None:
+            twin.__defaults__ = tuple(carried(value) for value in function.__defaults__)
+        if function.__kwdefaults__ is not None:
+            twin.__kwdefaults__ = {key: carried(value) for key, value in function.__kwdefaults__.items()}
+        return twin
+
+    def _reaches(self, value: Any, seen: set[int]) -> bool:
+        """Whether a value is what was copied, or a function or a short container that holds such a thing."""
+        if id(value) in self._memo:
+            return True
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        inside: list[Any] = []
+        if isinstance(value, types.MethodType):
+            inside = [value.__self__]
+        elif isinstance(value, types.FunctionType):
+            inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            for cell in value.__closure__ or ():
+                with contextlib.suppress(ValueError):
+                    inside.append(cell.cell_contents)
+        elif isinstance(value, (list, tuple, dict)) and len(value) <= _LONG:
+            inside = list(value.values() if isinstance(value, dict) else value)
+        return any(self._reaches(each, seen) for each in inside)
 
     def _other(self, value: Any, path: str) -> Any:
         memo = dict(self._memo)  # a failure leaves half-made objects in it

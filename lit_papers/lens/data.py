@@ -67,6 +67,11 @@ class Reading:
 
     def _streamed(self) -> Iterator[tuple[Any, bool]]:
         loader = self.loader
+        if _runs_out(loader.dataset if isinstance(loader, DataLoader) else loader):
+            raise NotApplicable(
+                "the data are a generator or an iterator, which gives its batches once: what is read to measure would "
+                "be lost to training; pass `dataloader`, one that can be read again"
+            )
         if isinstance(loader, DataLoader):
             if type(loader).__iter__ is DataLoader.__iter__:
                 loader = _fresh(loader, **_own_order(loader))
@@ -147,11 +152,30 @@ def _is_plain(dataset: Any) -> bool:
 
 
 def training_limit(trainer: Trainer) -> int | None:
-    """How many batches over all processes an epoch is limited to; None without a limit."""
+    """How many batches over all processes an epoch is limited to; None without a limit.
+
+    Data that do not say how many they are may never end: of those an epoch is what has been trained on in it, before
+    that what it can be at most.
+    """
+    if trainer.num_training_batches == float("inf"):
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches: int = progress.ready or trainer.max_steps * trainer.accumulate_grad_batches
+        return batches * trainer.world_size if batches > 0 else None
     limited = trainer.limit_train_batches != 1.0 or trainer.overfit_batches  # type: ignore[attr-defined]
-    if not (limited or trainer.fast_dev_run) or trainer.num_training_batches == float("inf"):  # type: ignore[attr-defined]
+    if not (limited or trainer.fast_dev_run):  # type: ignore[attr-defined]
         return None
     return int(trainer.num_training_batches) * trainer.world_size
+
+
+def validation_limit(trainer: Trainer) -> int | None:
+    """How many batches of a validation set that is a stream are read; None without a limit.
+
+    What is in an order that we know is read in full, whatever part of it validates.
+    """
+    limit: int | float = trainer.limit_val_batches
+    if isinstance(limit, float) or limit == 0 or is_indexed(validation_data(trainer)):
+        return None
+    return limit * trainer.world_size
 
 
 def validation_data(trainer: Trainer) -> Any:
@@ -254,6 +278,14 @@ def _apart(loader: DataLoader[Any]) -> DataLoader[Any]:
     apart.persistent_workers = False
     apart.generator = torch.Generator().manual_seed(_SEED)
     return apart
+
+
+def _runs_out(source: Any) -> bool:
+    """Whether iterating again goes on where the last iteration stopped, and nothing can set it back."""
+    if not isinstance(source, Iterable):
+        return False
+    first = iter(source)
+    return first is iter(source) and type(first).__module__ in ("builtins", "itertools")
 
 
 def _own_order(loader: DataLoader[Any]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class LossCall:
     """One call of a known loss function.
 
     Attributes:
-        name: ``"cross_entropy"``, ``"nll"``, ``"mse"``, ``"binary_cross_entropy"`` or ``"multi_margin"``.
+        name: ``"cross_entropy"``, ``"nll"``, ``"mse"``, ``"weighted_mse"``, ``"binary_cross_entropy"`` or
+            ``"multi_margin"``.
         outputs: what was compared, traced back through casts, views and ``log_softmax``.
         targets: with what.
         value: the loss.
@@ -98,7 +99,10 @@ class LossWatch(TorchFunctionMode):
             # -100 is torch's own default
             ignore = kwargs.get("ignore_index", -100) if _NAMES[func] in ("cross_entropy", "nll") else None
             reduction = kwargs.get("reduction", "mean")
-            self.calls.append(LossCall(_NAMES[func], self.origin(outputs), targets, result, reduction, ignore))
+            name = _NAMES[func]
+            if name == "mse" and kwargs.get("weight") is not None:
+                name = "weighted_mse"
+            self.calls.append(LossCall(name, self.origin(outputs), targets, result, reduction, ignore))
             if self.enough is not None and len(self.calls) > self.enough:
                 raise EnoughSeen
         return result

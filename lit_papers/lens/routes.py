@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
@@ -29,6 +31,8 @@ class Route:
         turn: which of the head's calls it is, from 0, where it is called several times.
         loss: which of the known losses that a step calls has the targets; None where targets come from elsewhere.
         ignore_index: class index of samples that this loss leaves out.
+        classes: rows of the head's weight.
+        features: its columns; a lazy layer of the network itself does not know them yet.
     """
 
     kind: Kind
@@ -36,6 +40,8 @@ class Route:
     turn: int
     loss: int | None
     ignore_index: int | None
+    classes: int
+    features: int
 
 
 @dataclass(frozen=True)
@@ -231,8 +237,20 @@ def _choose(
         elif linear is not None:
             changed = linear.name
     if not found and classifier is not None and sights:
-        # named by hand: its own output, whatever is done with it afterwards
-        found = {(linear.name, linear.turn): (linear, sights[0]) for linear in wanted}
+        # named by hand: its own output, whatever is done with it afterwards, beside targets that no other head has
+        left = [sight for sight in sights if maker_of(watch.origin(sight.outputs), linears) is None] or sights
+        if any(not _same(sight.targets, left[0].targets) for sight in left):
+            raise NotApplicable(
+                f"{kind} of {type(network).__name__} has several targets, and the output of classifier={classifier!r} "
+                "is changed before it meets its own: pass `call`, a function from (module, batch) to (logits, class "
+                "indices)"
+            )
+        found = {(linear.name, linear.turn): (linear, left[0]) for linear in wanted}
+        if any(_decides_otherwise(linear, watch.origin(left[0].outputs)) for linear in wanted):
+            rank_zero_warn(
+                f"{type(network).__name__} decides otherwise than the output of classifier={classifier!r} alone (an "
+                "adapter beside it?): errors are of that output"
+            )
     if kind == "call" and len(found) > 1:
         found = dict([next(iter(found.items()))])  # twins of equal values
     fits = {key: pair for key, pair in found.items() if _rows(pair[0].features) == _rows(pair[1].targets)}
@@ -253,7 +271,19 @@ def _choose(
             "(module, batch) to (logits, class indices), of a network with two outputs"
         )
     _seen(linear, sight, batch, {})  # refuses what is no class
-    return Route(kind, linear.name, linear.turn, sight.loss, sight.ignore_index)
+    classes, features = linear.layer.weight.shape
+    return Route(kind, linear.name, linear.turn, sight.loss, sight.ignore_index, classes, features)
+
+
+def _decides_otherwise(linear: LinearCall, outputs: Tensor) -> bool:
+    alike = outputs.ndim == 2 and outputs.shape == linear.values.shape
+    return alike and not torch.equal(outputs.argmax(1), linear.values.argmax(1))
+
+
+def _same(targets: Any, others: Any) -> bool:
+    if isinstance(targets, Tensor) and isinstance(others, Tensor):
+        return targets.shape == others.shape and bool((targets == others).all())
+    return targets is others
 
 
 def _why_not(

@@ -1,6 +1,8 @@
-"""Random streams that a measurement draws from, and must give back as they were."""
+"""Random streams and counters that a measurement moves on, and must give back as they were."""
 
+import copy
 import functools
+import itertools
 import random
 import types
 from collections import deque
@@ -15,6 +17,40 @@ from torch import Tensor
 
 _MOST_OBJECTS = 5_000  # looked at in search of streams: a dataset may hold a list of a million samples
 _MOST_ITEMS = 100  # of one container
+_STREAMS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_NUMBERS = (bool, int, float)
+_ITERATORS = (itertools.cycle, itertools.count)  # which can be copied
+# their own state is none of ours, and a loader that trains must not be set back
+_LIBRARIES = ("torch", "lightning", "numpy", "builtins", "collections", "multiprocessing", "threading", "queue", "abc")
+
+
+class Counters:
+    """The numbers among the attributes of a data set, a transform or a collate function.
+
+    Some choose by them what comes next: the position in a stream, the number of the epoch, the seed of the next image.
+
+    Args:
+        values: attributes of an object, or a dict.
+    """
+
+    def __init__(self, values: dict[Any, Any]) -> None:
+        self._values = values
+        self._before = {
+            key: copy.copy(value) for key, value in values.items() if type(value) in (*_NUMBERS, *_ITERATORS)
+        }
+        self._streams = {key for key, value in values.items() if isinstance(value, _STREAMS)}
+        self._empty = {key for key, value in values.items() if value is None}
+
+    def restore(self) -> None:
+        """Put back what is there; a stream that was made meanwhile is made anew when it is needed."""
+        for key, value in self._before.items():
+            if key in self._values:
+                self._values[key] = value
+        for key, value in list(self._values.items()):
+            if isinstance(value, _STREAMS) and key in self._empty:
+                self._values[key] = None
+            elif isinstance(value, _STREAMS) and key not in self._streams:
+                del self._values[key]
 
 
 @contextmanager
@@ -22,7 +58,7 @@ def streams_kept(streams: Iterable[Any] = (), seed: int = 0) -> Iterator[None]:
     """Draw at will inside: from ``seed`` on, and afterwards every stream goes on as if nothing had been drawn.
 
     Args:
-        streams: to be kept beside those of Python, NumPy, torch and CUDA, as `streams_in` finds them.
+        streams: to be kept beside those of Python, NumPy, torch and CUDA, as `streams_in` finds them; and counters.
         seed: of the global streams inside, so that a measurement is the same every time.
 
     >>> generator = np.random.default_rng(0)
@@ -49,11 +85,11 @@ def streams_kept(streams: Iterable[Any] = (), seed: int = 0) -> Iterator[None]:
 
 
 def streams_in(roots: Iterable[Any]) -> list[Any]:
-    """The random streams that can be reached from datasets, samplers or whatever else draws, each once.
+    """The random streams and counters that can be reached from datasets, samplers or whatever else draws, each once.
 
-    Followed are attributes, containers, closures and partials; found are ``numpy.random.Generator`` and
-    ``RandomState``, ``random.Random`` and ``torch.Generator``. A stream behind a C extension, or in a module's globals,
-    is beyond what can be found.
+    Followed are attributes, containers, closures and partials, the methods of a stranger's classes and the streams
+    among the globals that they name; found are ``numpy.random.Generator`` and ``RandomState``, ``random.Random`` and
+    ``torch.Generator``, and `Counters`. What lies behind a C extension, and a generator that runs, cannot be kept.
     """
     found: dict[int, Any] = {}
     seen: set[int] = set()
@@ -63,11 +99,19 @@ def streams_in(roots: Iterable[Any]) -> list[Any]:
         if id(value) in seen or value is None or isinstance(value, (str, bytes, int, float, Tensor, np.ndarray, type)):
             continue
         seen.add(id(value))
-        if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)):
+        if isinstance(value, _STREAMS):
             found[id(value)] = value
         else:
             queue += _inside(value)
+            numbers = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+            kept = len(value) <= _MOST_ITEMS if isinstance(value, dict) else _is_strange(type(value))
+            if isinstance(numbers, dict) and kept:
+                found[id(value)] = Counters(numbers)
     return list(found.values())
+
+
+def _is_strange(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] not in _LIBRARIES
 
 
 def _inside(value: Any) -> list[Any]:
@@ -83,9 +127,18 @@ def _inside(value: Any) -> list[Any]:
         return [value.__self__, value.__func__]
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        named = [value.__globals__.get(name) for name in value.__code__.co_names]
+        known = [
+            each
+            for each in named
+            if isinstance(each, _STREAMS)
+            or (isinstance(each, types.FunctionType) and each.__module__ == value.__module__)
+        ]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *known]
+    own = [each for kind in type(value).__mro__ if _is_strange(kind) for each in vars(kind).values()]
+    methods = [each for each in own if isinstance(each, (types.FunctionType, *_STREAMS))]
     slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if isinstance(name, str)]
-    return [*getattr(value, "__dict__", {}).values(), *slots]
+    return [*getattr(value, "__dict__", {}).values(), *slots, *methods]
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -97,6 +150,8 @@ def _filled(cell: types.CellType) -> bool:
 
 def _restore(stream: Any) -> Callable[[], None]:
     """A function that brings a stream back to where it is now."""
+    if isinstance(stream, Counters):
+        return stream.restore
     if isinstance(stream, np.random.Generator):
         state: Any = stream.bit_generator.state
         return lambda: setattr(stream.bit_generator, "state", state)

@@ -22,6 +22,7 @@ from lit_papers.lens.linears import resolve_classifier
 from lit_papers.lens.processes import Processes
 from lit_papers.lens.refusal import NotApplicable
 from lit_papers.lens.routes import Call, Route, Seen, find_route, follow
+from lit_papers.lens.sample import Sample
 from lit_papers.lens.streams import streams_in, streams_kept
 from lit_papers.lens.training import TrainingLoss, training_loss
 
@@ -99,7 +100,7 @@ class Subject:
         self._gatherings: dict[Hashable, Gathering] = {}
         self._route: Route | None = None
         self._first: Any = None
-        self._streams: tuple[Any, list[Any]] | None = None
+        self._was_quiet = False
         self._moment: tuple[Hashable, Moment] | None = None
 
     # -- what a lens may ask in `check` --------------------------------------------------------------------------
@@ -125,6 +126,8 @@ class Subject:
         if self._route is None:
             with self.processes.same_fate("looking for the classifier"), self.quiet(), self.twin() as network:
                 batch = self._first_batch()
+                if self.copy:
+                    _wake(network)
                 with self.precision():
                     self._route = find_route(
                         network, batch, call=self.call, unpack=self.unpack, classifier=self._classifier
@@ -177,14 +180,16 @@ class Subject:
         return key
 
     def rows(
-        self, most: int | None = None, *, wanted: str = "samples", scatter: int | None = None
+        self, most: int | None = None, *, wanted: str = "samples", scatter: int | None = None, distinct: int = 1
     ) -> tuple[Tensor, Tensor]:
         """The first samples, or samples from all over the data, whole and the same on every process.
 
         Args:
             most: how many; None reads all.
-            scatter: seed of the order in which indexed data are read; None reads them in their own, in which one class
-                may come after the other.
+            scatter: seed of the order in which indexed data are read, or of the choice among all of a stream; None
+                reads them in their own, in which one class may come after the other.
+            distinct: different targets to look for where ``scatter`` is given, also beyond ``most`` samples: what comes
+                late of a target that is not among these is returned besides.
             wanted: what they are called in a refusal.
 
         Returns:
@@ -194,8 +199,6 @@ class Subject:
             NotApplicable: there are none, or not in an order that all processes share.
             TypeError: a batch has no single tensor as input; the message names ``unpack``.
         """
-        inputs: list[Tensor] = []
-        targets: list[Tensor] = []
         with self.processes.same_fate("reading samples"), self.quiet():
             if self.processes.size > 1 and not data.is_indexed(self.loader):
                 raise NotApplicable(
@@ -203,20 +206,21 @@ class Subject:
                     "dataset, or not a DataLoader): pass `dataloader`, one that can"
                 )
             loader, limit = self.loader, self._limit()
-            if scatter is not None and data.is_indexed(loader):
+            streamed = scatter is not None and not data.is_indexed(loader)
+            if scatter is not None and not streamed:
                 loader, limit = data.scattered(loader, limit, scatter), None
+            sample = Sample(most, distinct, None if not streamed else scatter)
             for batch, _ in data.Reading(loader, data.alone(), limit):
                 x, y = (self.unpack or unpack_batch)(self.to_device(batch))
                 if not isinstance(x, Tensor) or not isinstance(y, Tensor):
                     found = f"({type(x).__name__}, {type(y).__name__})"
                     raise TypeError(f"{wanted} must be pairs of one tensor each, got {found}; pass `unpack`")
-                inputs.append(x.detach().clone())  # a loader may reuse its memory
-                targets.append(y.detach().clone())
-                if most is not None and sum(map(len, inputs)) >= most:
+                sample.add(x.detach(), y.detach())
+                if sample.enough:
                     break
-            if not inputs:
+            if not len(sample):
                 raise NotApplicable(f"`dataloader` has no {wanted} to measure on")
-        return torch.cat(inputs)[:most], torch.cat(targets)[:most]
+        return sample.rows()
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -252,7 +256,7 @@ class Subject:
         reloads = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if self._own_loader is None or reloads:
             self._own_loader, transforms = data.training_data(self.trainer)
-            if transforms and self._streams is None:
+            if transforms and not self._was_quiet:
                 rank_zero_warn(
                     "measuring on the dataset of the training loader, with its train-time transforms; for clean images "
                     "pass `dataloader`, or give the data module a `train_eval_dataloader()`"
@@ -264,10 +268,10 @@ class Subject:
         """Inside, whatever draws, moves data or calls the network leaves no trace in the training."""
         trainer = self.trainer
         loader = None if self.reads is None and self._given_loader is None else self.loader
-        if self._streams is None or self._streams[0] is not loader:
-            self._streams = loader, streams_in(data.sources_of_chance(loader))
+        self._was_quiet = True
+        streams = streams_in(data.sources_of_chance(loader))  # each time: some are made when they are first drawn from
         stage = None if trainer is None else trainer.state.stage
-        with streams_kept(self._streams[1]), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with streams_kept(streams), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             try:
                 if trainer is not None:
                     trainer.validating = True
@@ -326,6 +330,8 @@ class Subject:
                 limits.append(self.processes.size)
             if self._given_loader is None and self.reads == "train":
                 limits.append(data.training_limit(self.trainer))
+            elif self._given_loader is None and self.reads == "validation":
+                limits.append(data.validation_limit(self.trainer))
         known = [limit for limit in limits if limit is not None]
         return min(known) if known else None
 
@@ -444,6 +450,19 @@ def _computed(metric: Metric) -> Any:
     finally:  # a metric refers to itself: its states would stay beside what is computed of them until a collection
         for name in metric.metric_state:
             setattr(metric, name, torch.empty(0))
+
+
+def _wake(network: nn.Module) -> None:
+    """Fill trained parameters that are all zero in a copy, so that layers which do nothing at first are seen.
+
+    The output of an adapter (LoRA) beside the last layer begins at 0: until it grows, that layer seems to make the
+    logits.
+    """
+    with torch.no_grad():
+        for parameter in network.parameters():
+            lazy = isinstance(parameter, nn.parameter.UninitializedParameter)
+            if not lazy and parameter.requires_grad and parameter.is_floating_point() and not parameter.any():
+                parameter.normal_(std=0.1)
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:

@@ -12,7 +12,8 @@ _COUPLED = frozenset(
     (optim.SGD, optim.Adam, optim.RMSprop, optim.Adagrad, optim.Adadelta, optim.Adamax, optim.NAdam, optim.RAdam,
      optim.ASGD)
 )  # fmt: skip
-_DECOUPLED = frozenset((optim.AdamW, *([optim.Muon] if hasattr(optim, "Muon") else [])))
+_DECOUPLED = frozenset((optim.AdamW, optim.Adafactor, *([optim.Muon] if hasattr(optim, "Muon") else [])))
+_WITHOUT = frozenset((optim.LBFGS, optim.Rprop, optim.SparseAdam))  # know no weight decay
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Decay:
 
 
 def decay_of(parameter: Tensor, optimizers: Sequence[optim.Optimizer], *, strict: bool = True) -> Decay | None:
-    """Weight decay of the group that a parameter is in; None if it is in none.
+    """Weight decay of the group that a parameter is in; None if it is in none, or frozen: optimizers pass that by.
 
     Args:
         parameter: of the network itself.
@@ -39,16 +40,18 @@ def decay_of(parameter: Tensor, optimizers: Sequence[optim.Optimizer], *, strict
     Raises:
         NotApplicable: the optimizer is of a class of which it is not known whether its decay is an L2 term.
 
-    >>> weight = Tensor([1.0])
+    >>> weight = Tensor([1.0]).requires_grad_()
     >>> decay_of(weight, [optim.SGD([weight], lr=0.1, weight_decay=0.01)])
     Decay(strength=0.01, decoupled=False)
     """
+    if not parameter.requires_grad:
+        return None
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if not any(member is parameter for member in group["params"]):
                 continue
             strength = group.get("weight_decay")
-            if strength is not None and float(strength) == 0.0:
+            if type(optimizer) in _WITHOUT or (strength is not None and float(strength) == 0.0):
                 return Decay(0.0, False)
             if type(optimizer) in _DECOUPLED or group.get("decoupled_weight_decay"):
                 return Decay(float(strength or 0.0), True)

@@ -297,7 +297,20 @@ class CentralPathLens(Lens):
                 "nn.MSELoss()) if it is the MSE loss"
             )
             return None, 1.0
-        if loss.name != "mse" or loss.factor == 0:
+        if loss.name not in ("mse", "weighted_mse") or loss.factor == 0:
+            return None, 1.0
+        other = None
+        if loss.name == "weighted_mse":
+            other = "the MSE loss has weights"
+        elif not loss.one_hot:
+            other = "the targets of the MSE loss are not one-hot (but scaled, centred, smoothed or mixed)"
+        elif self.lam == "auto" and not loss.alone:
+            other = "beside the MSE loss, training_step minimises a term of the classifier's weights"
+        if other is not None:
+            self._warn_once(
+                f"{other}, so the split would be of another loss and only `snr` is recorded; pass `lam` and "
+                "`reduction` to have it all the same"
+            )
             return None, 1.0
         if self.lam == "auto" and (subject.trainer is None or not subject.trainer.optimizers):
             rank_zero_info(
@@ -318,11 +331,17 @@ class CentralPathLens(Lens):
         head = subject.head
         optimizers = [] if subject.trainer is None else subject.trainer.optimizers
         asked = self.lam == "auto" and split.reduction is not None
-        weight_decay = decay_of(head.weight, optimizers, strict=asked)
-        bias_decay = weight_decay if head.bias is None else decay_of(head.bias, optimizers, strict=asked)
+        own = dict(head.named_parameters(recurse=False))
+        weight_decay, bias_decay = (
+            decay_of(own[name], optimizers, strict=asked) if name in own else None for name in ("weight", "bias")
+        )
+        if "bias" not in own and getattr(head, "bias", None) is None:
+            bias_decay = weight_decay
         if weight_decay is None:
             if asked:
-                self._warn_once("no optimizer trains the classifier: lam is taken as 0; pass `lam` to set it")
+                others = [name for name, each in head.named_parameters() if each.requires_grad and name != "bias"]
+                made = f" itself (its weight is made of {', '.join(others)})" if others else ""
+                self._warn_once(f"no optimizer trains the classifier{made}: lam is taken as 0; pass `lam` to set it")
             return 0.0 if self.lam == "auto" else float(self.lam), True
         bias_strength = 0.0 if bias_decay is None else bias_decay.strength
         if weight_decay.strength != bias_strength and bias_strength:
@@ -340,7 +359,7 @@ class CentralPathLens(Lens):
                 "decoupled weight decay (AdamW) minimises no L2 term: lam is taken as 0; pass `lam` to set it"
             )
             return 0.0, True
-        lam = regularization_strength(weight_decay.strength, head.out_features, split.reduction)
+        lam = regularization_strength(weight_decay.strength, subject.route.classes, split.reduction)
         return lam / split.factor, decay_bias
 
     def _warn_once(self, message: str) -> None:
@@ -358,7 +377,8 @@ def gather_statistics(subject: Subject, residual_dtype: torch.dtype = torch.floa
     Raises:
         NotApplicable: no linear layer makes the logits that belong to the classes of a batch.
     """
-    classes, features = subject.head.weight.shape
+    route = subject.route  # of the copy: spectral norm counts a look at the weight as a training step
+    classes, features = route.classes, route.features
     subject.gather(
         (_STATISTICS, residual_dtype),
         lambda: ClassStatisticsMetric(classes, features, residual_dtype),

@@ -183,3 +183,63 @@ def test_a_scaled_loss_scales_lam() -> None:
     callback = CentralPath()
     fit(Halved(mlp(), weight_decay=1e-2, lr=1e-3), [callback])
     assert callback.history[-1]["lam"] == pytest.approx(0.03)
+
+
+class _Step(Small):
+    """A step of its own, from module, logits and one-hot rows to the loss."""
+
+    def __init__(self, loss: Any, **sgd: Any) -> None:
+        super().__init__(mlp(), **sgd)
+        self.of = loss
+
+    def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+        logits = self(batch[0])
+        return self.of(self, logits, nn.functional.one_hot(batch[1], 3).float())
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda module, z, y: module.loss(z, 2 * y - 1), "not one-hot"),
+        (lambda module, z, y: module.loss(z, 10 * y), "not one-hot"),
+        (lambda module, z, y: module.loss(z, 0.9 * y + 0.1 / 3), "not one-hot"),
+        (lambda module, z, y: module.loss(z, 0.3 * y + 0.7 * y.flip(0)), "not one-hot"),
+        (lambda module, z, y: module.loss(z, y) + 1e-4 * module.network[2].weight.square().sum(), "beside the MSE"),
+        (lambda module, z, y: nn.functional.mse_loss(z, y, weight=1 + y), "has weights"),
+    ],
+    ids=["centred", "scaled", "smoothed", "mixed", "penalty", "weighted"],
+)
+def test_no_split_of_a_loss_that_is_not_minimised(loss: Any, said: str) -> None:
+    callback = CentralPath()
+    with pytest.warns(UserWarning, match=f"CentralPath.*{said}"):
+        fit(_Step(loss, weight_decay=1e-3), [callback], max_epochs=1)
+    assert not PARTS & callback.history[-1].keys()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.Rprop])
+def test_an_optimizer_without_decay_has_none(optimizer: Any) -> None:
+    module, callback = Small(mlp()), CentralPath()
+    module.configure_optimizers = lambda: optimizer(module.parameters(), lr=1e-3)  # type: ignore[method-assign]
+    fit(module, [callback], max_epochs=1)
+    assert callback.history[-1]["lam"] == 0
+
+
+def test_a_frozen_classifier_does_not_decay() -> None:
+    module, callback = Small(mlp(), weight_decay=1e-2), CentralPath()
+    module.network[2].requires_grad_(False)
+    with pytest.warns(UserWarning, match="no optimizer trains the classifier"):
+        fit(module, [callback], max_epochs=1)
+    assert callback.history[-1]["lam"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*no optimizer trains the classifier itself")
+def test_spectral_norm_of_the_head_is_left_to_training() -> None:
+    """Its weight, looked at in training mode, takes a step of the power iteration."""
+    states = []
+    for callbacks in ([], [CentralPath()]):
+        torch.manual_seed(0)
+        module = Small(mlp())
+        torch.nn.utils.parametrizations.spectral_norm(module.network[2])
+        fit(module, callbacks, max_epochs=1)
+        states.append(torch.cat([value.flatten() for value in module.state_dict().values()]))
+    assert torch.equal(*states)

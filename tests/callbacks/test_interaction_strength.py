@@ -459,3 +459,53 @@ def test_its_arguments_can_stand_in_yaml() -> None:
         built = parser.instantiate_classes(parser.parse_object({"callback": given})).callback
         options = built.lens.estimator
         assert (built.lens.players.n_players, options["orders"], options["pairs"]) == (6, [0, 2], pairs_)
+
+
+class _Sorted(IterableDataset[Any]):
+    """Class after class, as files of a folder are streamed."""
+
+    def __iter__(self) -> Any:
+        x, y = pairs(per_class=100, inputs=FEATURES).tensors
+        order = y.argsort(stable=True)
+        yield from zip(x[order], y[order], strict=True)
+
+
+class _Seen(FeaturePlayers):
+    def __call__(self, x: Tensor, keep: Tensor, baseline: float | Tensor = 0.0) -> Tensor:
+        self.__dict__.setdefault("rows", set()).add(tuple(x[0].tolist()))
+        return super().__call__(x, keep, baseline)
+
+
+@pytest.mark.parametrize("kind", ["stream", "batches", "rare"])
+def test_the_samples_cover_the_classes_of_any_data(kind: str) -> None:
+    x, y = pairs(per_class=100, inputs=FEATURES).tensors
+    order = y.argsort(stable=True)
+    x, y = x[order], y[order]
+    rare = TensorDataset(x[:202], y[:202])
+    loaders = {
+        "stream": DataLoader(_Sorted(), batch_size=10),
+        "batches": list(zip(x.split(10), y.split(10), strict=True)),
+        "rare": DataLoader(rare, batch_size=10),
+    }
+    players = _Seen(FEATURES)
+    train(strength(players=players, only_correct=False, dataloader=loaders[kind]), max_epochs=1)
+    label = {tuple(row.tolist()): int(name) for row, name in zip(x, y, strict=True)}
+    assert {label[row] for row in players.__dict__["rows"]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("fn", ["validate", "test"])
+def test_several_loaders_are_evaluated(fn: str) -> None:
+    class Evaluated(Project):
+        def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> None:
+            pass
+
+        test_step = validation_step
+
+    callback = strength(only_correct=False)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[callback], logger=False, enable_progress_bar=False, default_root_dir=Path.cwd()
+    )
+    loaders = [DataLoader(pairs(inputs=FEATURES), batch_size=7) for _ in range(2)]
+    getattr(trainer, fn)(Evaluated(), loaders, verbose=False)
+    for index in range(2):
+        assert f"interactions/dataloader_idx_{index}/J_centroid" in trainer.callback_metrics

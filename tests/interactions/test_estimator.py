@@ -305,3 +305,64 @@ def test_gpu_equals_cpu() -> None:
     expected = MultiOrderInteraction(model, FeaturePlayers(8), pairs="all")(x, y)
     found = MultiOrderInteraction(model.cuda(), FeaturePlayers(8), pairs="all")(x.cuda(), y.cuda())
     assert torch.allclose(found.interactions, expected.interactions, atol=1e-5)
+
+
+class _Masked(nn.Module):
+    """Classes that do not exist yet have logits of minus very much, as in class-incremental learning."""
+
+    def __init__(self, network: nn.Module, masked: float) -> None:
+        super().__init__()
+        self.network, self.masked = network, masked
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.network(x)
+        return torch.cat([logits, torch.full((len(logits), 2), self.masked)], dim=1)
+
+
+@pytest.mark.parametrize("masked", [-1e9, -math.inf])
+def test_classes_that_are_masked_out_hide_nothing(masked: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, other = (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(2))
+    x, y = torch.randn(2, 6), torch.tensor([0, 2])
+
+    def measure(model: nn.Module, **options: Any) -> Any:
+        return MultiOrderInteraction(model, FeaturePlayers(6), pairs="all")(x, y, **options)
+
+    plain, found = measure(network), measure(_Masked(network, masked), partial=tmp_path / "partial.pt")
+    torch.testing.assert_close(found.relative_strength, plain.relative_strength)
+    with pytest.raises(ValueError, match="is of another call"):
+        measure(_Masked(other, masked), partial=tmp_path / "partial.pt")
+
+
+def test_a_partial_file_knows_the_weights_bit_by_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(2, 6), torch.tensor([0, 2])
+    estimate = MultiOrderInteraction(network, FeaturePlayers(6), pairs="all")
+    estimate(x, y, partial=tmp_path / "partial.pt")
+    with torch.no_grad():
+        network[2].weight += 1e-6
+    with pytest.raises(ValueError, match="is of another call"):
+        estimate(x, y, partial=tmp_path / "partial.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": lambda x: torch.ones(len(x), 3, 1)}, "the model's output has shape"),
+        ({"x": [torch.ones(6), torch.ones(6)]}, "`x` is a list of tensors"),
+        ({"y": torch.tensor(0)}, "`y` is a single number"),
+    ],
+    ids=["three axes", "list", "one label"],
+)
+def test_other_forms_are_refused_in_a_line_that_names_them(change: dict[str, Any], said: str) -> None:
+    given = {"model": nn.Linear(6, 3), "x": torch.ones(2, 6), "y": torch.tensor([0, 1]), **change}
+    with pytest.raises((ValueError, TypeError), match=said) as refused:
+        MultiOrderInteraction(given["model"], FeaturePlayers(6), pairs="all")(given["x"], given["y"])
+    assert "\n" not in str(refused.value)
+
+
+def test_pairs_may_be_a_numpy_array() -> None:
+    pairs = np.array([[0, 1], [2, 5]])
+    found = MultiOrderInteraction(nn.Linear(6, 3), FeaturePlayers(6), pairs=pairs)(torch.ones(1, 6), torch.tensor([0]))
+    assert found.pairs.tolist() == [pairs.tolist()]

@@ -246,3 +246,26 @@ def test_the_area_between_curves() -> None:
     again, same = plot_masking_curves(fractions, random, border, ax=axis)
     assert again is figure
     assert same is axis
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Tanh()], ids=["softmax", "tanh"])
+def test_an_attack_without_gradients_is_told(last: nn.Module) -> None:
+    """Outputs that saturate let no sample be misled, whatever the network decides."""
+    line = nn.Linear(4, 2, bias=False)
+    line.weight.data = 1e4 * torch.tensor([[1.0, 1, 1, 1], [-1.0, -1, -1, -1]])
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    y = line(x).argmax(1)
+    with pytest.warns(UserWarning, match="no gradient at all"):
+        pgd_accuracy(nn.Sequential(line, last), x, y, eps=0.1, steps=3)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(6, 1).long(), torch.zeros(6), nn.functional.one_hot(torch.arange(6) % 2)]
+)
+def test_labels_of_another_form_are_refused(labels: torch.Tensor) -> None:
+    """Broadcast against decisions they would count each sample many times."""
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.randn(6, 1, 4, 4)
+    with pytest.raises((ValueError, TypeError), match="`y` must be"):
+        masking_curve(network, PatchGrid(2), images, labels, [0.5], "random")
+    with pytest.raises((ValueError, TypeError), match="`y` must be"):
+        pgd_accuracy(network, images, labels, 0.1)

@@ -332,3 +332,13 @@ def test_the_presets_fit_the_players_of_the_experiments(n_players: int) -> None:
     for bias in ("low", "mid", "high"):
         ((mode, (r1, r2)),) = ORDER_BIAS[bias].items()
         InteractionOrderLoss(FeaturePlayers(n_players), r1, r2, mode)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8)], ids=["instance", "group"])
+def test_nothing_left_of_an_image_and_maps_normalised_alone_is_refused(norm: nn.Module) -> None:
+    """Gradients were 9000 times those of the ordinary network."""
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="r1"):
+        InteractionOrderLoss(PatchGrid(2), 0.0, 0.5, "penalize")(network, images, labels)
+    assert InteractionOrderLoss(PatchGrid(2), 0.25, 0.5, "penalize")(network, images, labels).isfinite()

@@ -95,6 +95,51 @@ class Stream(IterableDataset[Any]):
         return iter(zip(*blobs().tensors, strict=True))
 
 
+class Position(IterableDataset[Any]):
+    """Its own iterator, which knows how many passes there were."""
+
+    def __init__(self) -> None:
+        self.rows, self.next, self.passes = blobs(), 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        return self
+
+    def __next__(self) -> Any:
+        if self.next == ROWS:
+            self.next = 0
+            raise StopIteration
+        self.next += 1
+        x, y = self.rows[self.next - 1]
+        return x + 1e-6 * self.passes, y
+
+
+class Seeded(Dataset[Any]):
+    """Augments by the number of images so far, and by a stream of its class that is made when it is first needed."""
+
+    stream: Any = None
+
+    def __init__(self) -> None:
+        self.rows, self.count = blobs(), 0
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, index: int) -> Any:
+        self.count += 1
+        if self.stream is None:
+            self.stream = np.random.default_rng(0)
+        x, y = self.rows[index]
+        noise = torch.randn(INPUTS, generator=torch.Generator().manual_seed(self.count))
+        return x + 0.01 * noise + 0.01 * float(self.stream.normal()), y
+
+
+class Unending(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from blobs()
+
+
 class Growing(LightningDataModule):
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
@@ -152,6 +197,60 @@ class Adapted(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.body[0], self.head = Adapter(INPUTS, FEATURES), Adapter(FEATURES, CLASSES)
+
+
+class ByHook(Plain):
+    """Features come by a hook that closes over the module; another hook counts calls; the network is a lambda."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(FEATURES)
+        self.found: dict[str, Tensor] = {}
+        self.calls = 0
+
+        def keep(layer: nn.Module, arguments: Any, output: Tensor) -> None:
+            self.found["h"] = output
+            self.calls += 1
+
+        self.norm.register_forward_hook(keep)
+        self.net = lambda x: self.norm(self.body(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.body(x))
+
+    def forward(self, x: Tensor) -> Any:
+        self.net(x)
+        return self.head(self.found["h"])
+
+
+class Spectral(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.spectral_norm(self.head)
+
+
+class Lazy(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.LazyLinear(FEATURES), nn.ReLU())
+        self.head = nn.LazyLinear(CLASSES)
+
+
+class LowRankHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(FEATURES, CLASSES).requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(2, FEATURES))
+        self.up = nn.Parameter(torch.zeros(CLASSES, 2))  # so that at first the base makes the logits
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.base(h) + h @ self.down.T @ self.up.T
+
+
+class LowRank(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = LowRankHead()
 
 
 class FrozenBackbone(Plain):
@@ -488,6 +587,11 @@ PROJECTS: dict[str, Project] = {
         loader=lambda: DataLoader(blobs(), batch_sampler=Endless()), options={"limit_train_batches": 6}
     ),
     "stream": Project(loader=lambda: DataLoader(Stream(), batch_size=BATCH)),
+    "position in the data": Project(loader=lambda: DataLoader(Position(), batch_size=BATCH)),
+    "numbers in the data": Project(loader=lambda: DataLoader(Seeded(), batch_size=BATCH), tolerance=0.2),
+    "unending": Project(
+        loader=lambda: DataLoader(Unending(), batch_size=BATCH), options={"max_epochs": -1, "max_steps": ROWS // BATCH}
+    ),
     "samples are batches": Project(
         loader=lambda: DataLoader(
             [tuple(t[i : i + 6] for t in blobs().tensors) for i in range(0, 36, 6)], batch_size=None
@@ -503,6 +607,10 @@ PROJECTS: dict[str, Project] = {
     "overfit_batches": Project(options={"overfit_batches": 2}, rows=lambda: tuple(t[:12] for t in blobs().tensors)),
     "fast_dev_run": Project(options={"fast_dev_run": True}, rows=lambda: tuple(t[:6] for t in blobs().tensors)),
     "merging adapter": Project(Adapted),
+    "by hook": Project(ByHook),
+    "spectral norm": Project(Spectral),
+    "lazy": Project(Lazy),
+    "low rank beside the head": Project(LowRank, refused="no nn.Linear makes.*`call`"),
     "frozen backbone": Project(FrozenBackbone),
     "buffers reassigned": Project(Reassigning),
     "metric in forward": Project(Counting),

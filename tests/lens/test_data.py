@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from lit_papers.lens.data import Reading, alone, length
+from lit_papers.lens.sample import Sample
 from lit_papers.lens.streams import streams_in, streams_kept
 
 ROWS = list(range(10))
@@ -143,3 +144,36 @@ def test_what_cannot_say_its_length_has_none(error: type[Exception]) -> None:
 
     assert length(Endless()) is None
     assert length([1, 2]) == 2
+
+
+def test_a_sample_of_a_sorted_stream_has_all_targets_and_a_rare_one_is_looked_for() -> None:
+    labels = torch.arange(900) // 300
+    sorted_rows = list(zip(labels[:, None].double().split(10), labels.split(10), strict=True))
+    stream = Sample(30, distinct=3, seed=0)
+    for x, y in sorted_rows:
+        stream.add(x, y)
+    x, y = stream.rows()
+    assert torch.equal(x[:, 0].long(), y)
+    assert torch.bincount(y).min() >= 4
+    rare = Sample(20, distinct=3)
+    for x, y in sorted_rows:
+        if rare.enough:
+            break
+        rare.add(x, y)
+    assert torch.bincount(rare.rows()[1]).tolist() == [20, 10, 10]
+    first = Sample(20)
+    first.add(*sorted_rows[0])
+    assert not first.enough
+    first.add(labels[:, None], labels)
+    assert first.enough
+    assert len(first.rows()[1]) == 20
+
+
+def test_a_sample_of_a_stream_without_end_ends() -> None:
+    endless = Sample(3, distinct=2, seed=0)
+    reads = 0
+    while not endless.enough:
+        endless.add(torch.ones(1, 2), torch.zeros(1))
+        reads += 1
+    assert reads == 300
+    assert len(endless.rows()[0]) == 3

@@ -1,5 +1,6 @@
 """When a watch looks, and what it keeps: fits after fits, evaluations, processes."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_papers.callbacks import CentralPath, InteractionStrength, NeuralCollapse
 from lit_papers.interactions.players import FeaturePlayers
 from lit_papers.lens import NotApplicable
 from lit_papers.neural_collapse.lens import CollapseLens
-from tests.lens.projects import BATCH, INPUTS, Gathering, Plain, blobs
+from tests.lens.projects import BATCH, INPUTS, Gathering, LowRank, Plain, blobs
 from tests.lens.test_projects import nc1_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:measuring on the dataset of the training loader")
@@ -53,6 +54,57 @@ def test_a_fit_of_the_same_module_goes_on(tmp_path: Path) -> None:
         trainer(tmp_path, [callback]).fit(module, loader(task))
     assert [(entry["fit"], entry["epoch"]) for entry in callback.history] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert callback.history[-1]["nc1"] == pytest.approx(nc1_of(module, *blobs(seed=1).tensors), rel=1e-4)
+
+
+def test_a_copy_of_a_callback_measures_anew(tmp_path: Path) -> None:
+    first = NeuralCollapse()
+    trainer(tmp_path, [first]).fit(Plain(), loader())
+    second, module = copy.deepcopy(first), Plain()
+    trainer(tmp_path, [second]).fit(module, loader(1))
+    assert [(entry["fit"], entry["epoch"]) for entry in second.history] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert second.history[-1]["nc1"] == pytest.approx(nc1_of(module, *blobs(seed=1).tensors), rel=1e-4)
+
+
+def test_a_generator_is_refused_before_it_loses_a_batch(tmp_path: Path) -> None:
+    module = Plain()
+    with pytest.raises(NotApplicable, match=r"gives its batches once.*`dataloader`"):
+        trainer(tmp_path, [NeuralCollapse()]).fit(module, (batch for batch in loader()))
+    assert module.steps == 0
+
+
+def test_a_named_head_has_the_targets_of_no_other(tmp_path: Path) -> None:
+    """Its output is scaled before the loss, so that it is not recognised there."""
+
+    class TwoTasks(Plain):
+        def __init__(self, other: float) -> None:
+            super().__init__()
+            self.aux, self.other = torch.nn.Linear(*self.head.weight.shape[::-1]), other
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            h = self.body(batch[0])
+            losses = torch.nn.functional.cross_entropy
+            return losses(self.other * self.head(h), batch[1]) + losses(3 * self.aux(h), batch[2])
+
+    x, y = blobs().tensors
+    others = torch.arange(len(y)) // 2 % 3
+    data = DataLoader(TensorDataset(x, y, others), batch_size=BATCH)
+    module, callback = TwoTasks(1.0), NeuralCollapse(classifier="aux")
+    trainer(tmp_path, [callback]).fit(module, data)
+    assert callback.history[-1]["nc1"] == pytest.approx(nc1_of(module, x, others), rel=1e-4)
+    with pytest.raises(NotApplicable, match=r"several targets.*`call`"):
+        trainer(tmp_path, [NeuralCollapse(classifier="aux")]).fit(TwoTasks(2.0), data)
+
+
+def test_a_named_layer_beside_an_adapter_is_told_apart_from_the_network(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="decides otherwise than the output of classifier='head.base'"):
+        trainer(tmp_path, [NeuralCollapse(classifier="head.base")]).fit(LowRank(), loader())
+
+
+def test_two_callbacks_of_one_name_are_refused(tmp_path: Path) -> None:
+    module = Plain()
+    with pytest.raises(NotApplicable, match="give each a `name`"):
+        trainer(tmp_path, [NeuralCollapse(name="train"), CentralPath(name="train")]).fit(module, loader())
+    assert module.steps == 0
 
 
 def test_a_trainer_that_goes_on(tmp_path: Path) -> None:
@@ -102,6 +154,21 @@ def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
         assert run.callback_metrics["neural_collapse/nc1"].item() == right
         assert callback.evaluated["nc1"] == right
         assert callback.history == []
+
+
+@pytest.mark.parametrize("fn", ["validate", "test"])
+def test_the_evaluation_may_be_limited(fn: str, tmp_path: Path) -> None:
+    class Evaluated(Plain):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+        test_step = validation_step
+
+    callback, module = NeuralCollapse(), Evaluated()
+    run = trainer(tmp_path, [callback], limit_val_batches=3, limit_test_batches=3)
+    getattr(run, fn)(module, loader(1), verbose=False)
+    rows = [tensor[: 3 * BATCH] for tensor in blobs(seed=1).tensors]
+    assert callback.evaluated["nc1"] == pytest.approx(nc1_of(module, *rows), rel=1e-4)
 
 
 def test_the_old_name_of_an_argument_tells_the_new_one() -> None:
