@@ -141,6 +141,8 @@ class ConvexGapLens(Lens):
         rows, given = subject.rows(wanted="samples")
         if not (rows.isfinite().all() and given.isfinite().all()):
             raise NotApplicable("ConvexGap: a sample or its target is NaN or infinite, so there is no objective")
+        if not subject.trial:
+            _check_values_stay(subject)
         with subject.quiet():
             batch = subject.to_device(readings.first_batch(subject.loader))
         recognised = self._recognise(subject, names, batch)
@@ -371,6 +373,19 @@ def _check_rows_stay(subject: Subject) -> None:
     if limit is not None and type(sampler) is not SequentialSampler and limit < len(loader):
         raise NotApplicable(
             "ConvexGap: a part of a shuffled epoch is other samples each time (limit_train_batches): pass `dataloader`"
+        )
+
+
+def _check_values_stay(subject: Subject) -> None:
+    """The same samples must have the same values each time they are read."""
+    with subject.quiet():
+        first, again = (
+            _pair(subject.to_device(batch), subject.unpack) for batch in readings.read_twice(subject.loader)
+        )
+    if not all(torch.equal(one, other) for one, other in zip(first, again, strict=True)):
+        raise NotApplicable(
+            "ConvexGap: the same samples have other values when they are read again (augmentation), so there is no one "
+            "objective; pass `dataloader`, with those that a bound shall be of"
         )
 
 

@@ -117,6 +117,18 @@ def first_batch(loader: Any) -> Any:
     return next((batch for batch, _ in Reading(loader, alone(), max_batches=1)), None)
 
 
+def read_twice(loader: DataLoader[Any]) -> tuple[Any, Any]:
+    """A batch of indexed data, and the same samples read again: other values, where something is drawn for each.
+
+    In this process, as the draws of fresh workers would be the same.
+    """
+    batch = next(_plan(loader, 1))
+    automatic = loader.batch_sampler is not None
+    order: dict[str, Any] = {"batch_sampler": [batch]} if automatic else {"batch_size": None, "sampler": [batch]}
+    first, again = (next(iter(_fresh(loader, workers=0, **order))) for _ in range(2))
+    return first, again
+
+
 def alone() -> Processes:
     """This process as if there were no other, to read everything."""
     single = Processes()
@@ -254,8 +266,8 @@ def _is_plainly_distributed(sampler: DistributedSampler[Any]) -> bool:
     return plain
 
 
-def _fresh(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
-    workers = loader.num_workers
+def _fresh(loader: DataLoader[Any], workers: int | None = None, **order: Any) -> DataLoader[Any]:
+    workers = loader.num_workers if workers is None else workers
     with_workers: dict[str, Any] = (
         {"prefetch_factor": loader.prefetch_factor, "timeout": loader.timeout} if workers else {}
     )

@@ -395,6 +395,40 @@ def test_the_rows_that_are_trained_on(tmp_path: Path) -> None:
         fitted(tmp_path, Small(), ConvexGap("exact"), data(2), limit_train_batches=2)
 
 
+@pytest.mark.parametrize("where", ["global stream", "own stream", "counter", "batch hook"])
+def test_rows_that_are_augmented_are_refused(where: str, tmp_path: Path) -> None:
+    """One draw of an augmentation is not the data: its optimum bounds nothing that is trained."""
+    problem = load("gauss_n10_d3")
+    x, y = problem["x"].float(), problem["y"].float()
+
+    class Augmented(TensorDataset):
+        stream, read = torch.Generator(), 0
+
+        def __getitem__(self, index: int) -> Any:
+            self.read += 1
+            noise = {
+                "global stream": lambda: torch.randn(3),
+                "own stream": lambda: torch.randn(3, generator=self.stream),
+                "counter": lambda: torch.full((3,), float(self.read)),
+            }
+            return x[index] + 0.1 * noise.get(where, lambda: torch.zeros(3))(), y[index]
+
+    class Hooked(Small):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]) if where == "batch hook" else batch
+
+    loader = DataLoader(Augmented(x, y), batch_size=5)
+    with pytest.raises(
+        NotApplicable, match=r"other values when they are read again \(augmentation\).*pass `dataloader`"
+    ):
+        fitted(tmp_path, Hooked(), ConvexGap("exact"), loader, max_epochs=1)
+    if where != "batch hook":
+        clean = DataLoader(TensorDataset(x, y), batch_size=5)
+        callback = ConvexGap("exact", dataloader=clean)
+        fitted(tmp_path, Hooked(), callback, loader, max_epochs=1)
+        assert callback.history[0]["optimum"] == pytest.approx(problem["objective"], rel=1e-6)
+
+
 def test_an_attribute_called_beta_is_not_taken(tmp_path: Path) -> None:
     module, callback = Small(), ConvexGap("exact")
     module.beta = 0.999  # of somebody's moving average
