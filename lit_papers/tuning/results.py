@@ -59,7 +59,9 @@ def describe(trial: FrozenTrial, sweep: Sweep) -> str:
         TrialState.PRUNED: "stopped early",
         TrialState.FAIL: f"failed, {trial.user_attrs.get(REASON)}"
         if counts(trial)
-        else f"interrupted by {trial.user_attrs.get(KILLED)}, to be run again",
+        else f"interrupted by {trial.user_attrs[KILLED]}, to be run again"
+        if KILLED in trial.user_attrs
+        else "not heard of for long, so that another search has taken it over",
     }[trial.state]
     return f"trial {trial.number}: {outcome} ({params})"
 
