@@ -21,7 +21,7 @@ from lit_papers.local_sgd import internals, rank_state
 from lit_papers.local_sgd.averaging import Groups, data_parallel_within, group_size
 from lit_papers.local_sgd.checkpoints import how_to_resume, real_path
 from lit_papers.local_sgd.fit import Fit, begin_fit
-from lit_papers.local_sgd.handshake import Occasion
+from lit_papers.local_sgd.handshake import Occasion, needs_all_ranks
 from lit_papers.local_sgd.hooks import RoundHooks
 from lit_papers.local_sgd.inventory import trained_parameters
 from lit_papers.local_sgd.options import check_options, check_trainer, compare_with_saved, describe
@@ -202,7 +202,8 @@ class LocalSGDStrategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._round, self._accumulates = self._new_round(self.root_device), False
             self._fit = fit = begin_fit(self, self._round, trainer)
-            RoundHooks.add_to(trainer, fit.driver, fit.meetings, self.cluster_environment, self.start_training)
+            moments = (self.start_training, self.start_validation)
+            RoundHooks.add_to(trainer, fit.driver, fit.meetings, self.cluster_environment, *moments)
         super().setup(trainer)
 
     def _new_round(self, device: torch.device | None) -> Round:
@@ -299,11 +300,7 @@ class LocalSGDStrategy(DDPStrategy):
         """Refuse a collective in a batch that some rank may not have."""
         in_batch = self._fit is not None and self._fit.driver.in_batch
         if in_batch and self.uneven_inputs == "stop" and group_size() > 1:
-            raise RuntimeError(
-                f"uneven_inputs='stop' and {what} in a training batch exclude each other: ranks that ran out of data "
-                "would never answer. It is asked for by self.log(..., on_step=True, sync_dist=True), Timer and the "
-                "like: log without sync_dist, or with on_step=False, on_epoch=True"
-            )
+            raise needs_all_ranks(what)
 
     def reduce(self, tensor: Tensor, group: Any | None = None, reduce_op: ReduceOp | str | None = "mean") -> Tensor:
         """Reduce over all ranks; an error, and no hang, in a batch that some rank may not have."""
@@ -322,14 +319,13 @@ class LocalSGDStrategy(DDPStrategy):
 
     # -- evaluating and saving on the average -------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Put the average of the ranks in place; callbacks' and the module's hooks of this name ran before."""
-        super().on_validation_start()
-        if self._module.trainer.state.fn == TrainerFn.FITTING and self.eval_weights == "average":
+    def start_validation(self) -> None:
+        """Put the average of the ranks in place; before other callbacks, which may swap in theirs."""
+        if self.eval_weights == "average":
             self._this_fit.stand_in.put(Occasion.EVALUATION)
 
     def on_validation_end(self) -> None:
-        """Put this rank's own weights back; `ModelCheckpoint` saved before, while the average was in place."""
+        """Put this rank's own weights back; callbacks have theirs back, and saved while the average was in place."""
         super().on_validation_end()
         if self._fit is not None:
             self._fit.stand_in.put_back()

@@ -25,7 +25,7 @@ class Watched(Validated):
     def copy(self) -> dict[str, Tensor]:
         return {key: value.clone() for key, value in self.state_dict().items()}
 
-    def on_validation_start(self) -> None:  # before the strategy's
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:  # validation is next
         if self.trainer.global_step == 4:
             self.notes["before"] = self.copy()
 
@@ -36,6 +36,34 @@ class Watched(Validated):
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         if self.trainer.global_step == 4:
             self.notes["after"] = self.copy()
+
+
+class SwapsIn(Callback):
+    """A moving average of the weights that is validated in their place, as people write it themselves."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.average = {name: value.detach().clone() for name, value in pl_module.named_parameters()}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        for name, value in pl_module.named_parameters():
+            self.average[name].lerp_(value.detach(), 0.2)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = {name: value.detach().clone() for name, value in pl_module.named_parameters()}
+        for name, value in pl_module.named_parameters():
+            value.data.copy_(self.average[name])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, value in pl_module.named_parameters():
+            value.data.copy_(self.before[name])
+
+
+def test_a_callback_that_swaps_weights_for_validation_changes_no_training() -> None:
+    options: dict[str, Any] = {"sync_every": 5, "sync_on_epoch_end": False}
+    swapped = fit(Validated(), local_sgd(**options), callbacks=[SwapsIn()], val_check_interval=2)
+    plain = fit(Validated(), local_sgd(**options), val_check_interval=2)
+    for ours, theirs in zip(swapped, plain, strict=True):
+        assert same(ours["weights"], theirs["weights"])
 
 
 @pytest.mark.parametrize("norm", [False, True])
