@@ -130,12 +130,12 @@ class RoundDriver:
             if not state_is_alike:  # a scaler skipped the first step on some rank
                 alike = []
             alike = [*alike, *self._inventory.followers(optimizers)]
-            alike += self._inventory.moving_models() if over else []
+            alike += self._inventory.moving_models(optimizers) if over else []
         self._round.end(parameters, due, alike=alike, others=buffers)
         if over:
             self._round.models_apart = False
         if due.everywhere:
             self._meetings.just_met = True
         if several:
-            self._meetings.warn_of_own_buffers()
+            self._meetings.tell_what_moves()
         return told

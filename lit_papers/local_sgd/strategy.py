@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.types import _PATH, ReduceOp  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
@@ -232,8 +233,14 @@ class LocalSGDStrategy(DDPStrategy):
         if group_size() == 1:
             return
         internals.sync_module_states(self._module)
-        for model in self._this_fit.inventory.callback_models().values():
-            internals.sync_module_states(model)
+        inventory = self._this_fit.inventory
+        models = inventory.callback_models()
+        names: list[list[str]] = [[]] * group_size()
+        dist.all_gather_object(names, list(models))
+        common = [name for name in models if all(name in theirs for theirs in names)]  # some are the first rank's alone
+        for name in common:
+            internals.sync_module_states(models[name])
+        inventory.common_models = bool(common)
         if self.within_node != "local" or self.across_nodes_every > 1:
             size = self.num_processes if self.node_size is None else self.node_size
             self._round.groups = Groups.join(size, self.timeout)
