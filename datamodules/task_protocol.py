@@ -36,15 +36,15 @@ def class_groups_of(
     [[0, 1, 2], [3, 4]]
     """
     if groups is not None:
-        groups = [_whole("class_groups", group) for group in groups]
-        named = [label for group in groups for label in group]
+        found = [_whole("class_groups", group) for group in groups]
+        named = [label for group in found for label in group]
         unknown = sorted(set(named) - set(labels))
-        if unknown or len(set(named)) < len(named) or not all(groups):
+        if unknown or len(set(named)) < len(named) or not all(found):
             what = (
                 f"{unknown} are not among {list(labels)}" if unknown else "a class is named twice, or a group is empty"
             )
             raise ValueError(f"`class_groups` must be groups of classes, each in one: {what}")
-        return groups
+        return found
     classes = list(labels) if order is None else _whole("class_order", order)
     if sorted(classes) != list(labels):
         raise ValueError(f"`class_order` must name each of the classes {list(labels)} once, got {classes}")

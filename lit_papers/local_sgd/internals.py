@@ -66,7 +66,8 @@ def collectives_so_far() -> int:
     if not (dist.is_available() and dist.is_initialized()):
         return 0
     try:
-        return dist.distributed_c10d._get_default_group()._get_sequence_number_for_group()
+        group: Any = dist.distributed_c10d._get_default_group()
+        return int(group._get_sequence_number_for_group())
     except (AttributeError, RuntimeError):
         return 0
 

@@ -119,7 +119,7 @@ class Inventory:
         own = [*self.module.parameters(), *self.module.buffers()]
         shapes = [parameter.shape for parameter in self.module.parameters() if id(parameter) in trained]
         taken = {id(each) for tensor in own for each in (tensor, tensor.grad)}
-        found = {}
+        found: dict[str, Tensor] = {}
         for place, owner in (*enumerate(self.callbacks), ("module", self.module)):
             for name, collection in _collections(owner):
                 tensors = dict(collection) if isinstance(collection, Mapping) else dict(enumerate(collection))
@@ -162,7 +162,7 @@ class Inventory:
     def agree(self, of_all: Sequence[tuple[set[str], set[str]]]) -> None:
         """Learn what has moved on any process, from all `whereabouts`; what only some have cannot be averaged."""
         self._moved.update(*(moved for moved, _ in of_all))
-        self._lonely = self._moved - set.intersection(*(there for _, there in of_all))
+        self._lonely = {name for name in self._moved if not all(name in there for _, there in of_all)}
 
     @property
     def lonely(self) -> list[str]:

@@ -246,7 +246,7 @@ def test_a_distributed_sampler_of_other_rows_is_refused(monkeypatch: pytest.Monk
     """It may be a split, as over the first rows."""
     sampler = torch.utils.data.DistributedSampler(range(6), 1, 0)
     monkeypatch.setattr(Numbers, "train_dataloader", lambda self: DataLoader(self.dataset, 5, sampler=sampler))
-    with pytest.raises(TypeError, match="DistributedSampler of Numbers.* is over 6 rows and not over the 10"):
+    with pytest.raises(TypeError, match=r"DistributedSampler of Numbers.* is over 6 rows and not over the 10"):
         trainer(max_epochs=1).fit(Recorder(), datamodule=Sharded(Numbers()))
 
 
