@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_papers.trials.processes import Command, ending, undisturbed
 from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
-from lit_papers.tuning.storage import HEARTBEAT, LOCK_TIMEOUT, open_storage
+from lit_papers.tuning.storage import HEARTBEAT, LOCK_TIMEOUT, one_at_a_time, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
 
 # user attributes, beside those of lit_papers.tuning.assignment
@@ -121,6 +121,7 @@ class Search:
         self.folder = folder
         self.storage = storage
         self._storage = open_storage(storage, on_stale=_enqueue_again)
+        self._alone = one_at_a_time(storage)
         self.study = optuna.create_study(
             study_name=sweep.name,
             storage=self._storage,
@@ -246,18 +247,19 @@ class Search:
         self._take_back_silent()
 
     def _take_back_silent(self) -> None:
-        with warnings.catch_warnings():
+        with self._alone, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self.study)
 
     def _enqueue_grid(self) -> None:
         """Queue the points that no trial has; one that was given back, or lost by a kill, has none."""
         axes = {key: axis.values for key, axis in self.sweep.space.items() if isinstance(axis, Choice)}
-        taken = [_params(trial) for trial in self.study.get_trials(deepcopy=False) if counts(trial)]
-        for point in product(*axes.values()):
-            params = dict(zip(axes, map(_label, point), strict=True))
-            if params not in taken:
-                self.study.enqueue_trial(params)
+        with self._alone:
+            taken = [_params(trial) for trial in self.study.get_trials(deepcopy=False) if counts(trial)]
+            for point in product(*axes.values()):
+                params = dict(zip(axes, map(_label, point), strict=True))
+                if params not in taken:
+                    self.study.enqueue_trial(params)
 
     def _wants_more(self, trials: int) -> bool:
         known = [trial for trial in self.study.get_trials(deepcopy=False) if counts(trial)]
@@ -269,11 +271,12 @@ class Search:
 
         Their numbers decide, which the storage gives out one by one: who finds enough before its own gives it back.
         """
-        with warnings.catch_warnings():
+        with self._alone, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # we record it ourselves
             trial = self.study.ask()
-        self._storage.record_heartbeat(trial._trial_id)  # first: a signed trial that never had one is never silent
-        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))  # before drawing values, which may be slow
+            self._storage.record_heartbeat(trial._trial_id)  # first: a signed trial that never had one is never silent
+            # before drawing values, which may be slow
+            trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))
         for name, distribution in self.distributions.items():
             trial._suggest(name, distribution)  # as `ask` itself would have done
         counted = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number and counts(t)]
