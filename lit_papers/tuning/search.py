@@ -234,8 +234,9 @@ class Search:
             time.sleep(0.1)
 
     def _requeue(self, trial: FrozenTrial, *, was_killed: bool = True) -> None:
-        _enqueue_again(self.study, trial, was_killed=was_killed)  # first, so that being killed here loses nothing
-        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        with self._alone:
+            _enqueue_again(self.study, trial, was_killed=was_killed)  # first, so that being killed here loses nothing
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _give_a_sign_of_life(self) -> None:
         """Tell the storage that our trials are being run, and take back those of machines that no longer do so."""
