@@ -47,7 +47,8 @@ class FileTree:
 
         Raises:
             PermissionError: a folder or file may not be read, so that it would be missing from the data.
-            ValueError: a link leads back to a folder around it, so that its files would be there again and again.
+            ValueError: a link leads back to a folder around it, so that its files would be there again and again, or
+            something is no file.
         """
         if self.root.is_file():
             found = set(self._opened().namelist())
@@ -112,6 +113,8 @@ def _names_below(folder: Path, prefix: str, around: tuple[tuple[int, int], ...])
         if entry.is_dir():
             yield f"{prefix}{entry.name}/"
             yield from _names_below(folder / entry.name, f"{prefix}{entry.name}/", (*around, identity))
+        elif not entry.is_symlink() and not entry.is_file():
+            raise ValueError(f"{entry.path} is a pipe, socket or device, which would be read for ever: remove it")
         elif os.access(entry.path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             yield prefix + entry.name
         elif entry.is_symlink() and not entry.is_file():

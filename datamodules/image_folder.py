@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_papers.datamodules.file_tree import FileTree
@@ -24,6 +25,7 @@ from lit_papers.datamodules.splits import check_split_arguments, split_by_class
 from lit_papers.locations import MissingDataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+_OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".jpe", ".tga", ".svg")  # which are not read
 _MODES = {1: "L", 3: "RGB"}
 _DEFAULT_STATISTICS = {  # ImageNet's, and for grey images the average over its channels
     1: ((0.449,), (0.226,)),
@@ -245,6 +247,12 @@ def files_by_class(tree: FileTree) -> dict[str, dict[str, list[str]]]:
     """
     names = tree.names()
     images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS) and "/" in name]
+    others = [name for name in names if name.lower().endswith(_OTHER_IMAGES) and "/" in name]
+    if others:
+        rank_zero_warn(
+            f"{len(others)} images such as {tree.describe(others[0])} are left out: only those with one of the endings "
+            f"{', '.join(IMAGE_ENDINGS)} are read, so convert them"
+        )
     tops = {name.split("/")[0] for name in images}
     around = ""
     if len(tops) == 1 and "train" not in tops and all(name.count("/") > 1 for name in images):

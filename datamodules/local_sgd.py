@@ -227,6 +227,11 @@ def _check_draws_all_rows(loader: DataLoader[Any], owner: str) -> None:
                 f"{drawn} of {rows} rows {how}: return a loader that draws each row once, such as DataLoader(..., "
                 "shuffle=True)"
             )
+    elif len(sampler.dataset) != len(loader.dataset):  # type: ignore[arg-type]  # map-style
+        raise TypeError(
+            f"Sharded replaces the sampler {type(sampler).__name__} of {owner}.train_dataloader(), which is over "
+            f"{len(sampler.dataset)} rows and not over the {len(loader.dataset)} of the data set: give it the data set"  # type: ignore[arg-type]
+        )
 
 
 def _check_sampling(sampling: str, seed: int) -> None:

@@ -74,6 +74,8 @@ class TensorImages:
         images, labels = data.tensors[:2]
         if images.dim() != 4:
             raise TypeError(f"images must be tensors (N, C, H, W), got {tuple(images.shape)}")
+        if labels.dim() != 1 or (labels.is_floating_point() and not torch.equal(labels, labels.trunc())):
+            raise TypeError(f"labels must be whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}")
         self.labels = labels.long()
         self._images = images
         pixels(images[0])  # shape and type
@@ -111,10 +113,11 @@ class Samples:
         images = []
         for number, sample in zip(numbers, found, strict=True):
             image, label = self._unpack(sample)
-            if int(label) != int(self.labels[number]):
+            now, before = label_number(label), int(self.labels[number])
+            if now != before:
                 raise ValueError(
-                    f"sample {number} has the label {int(label)}, but its data set said {int(self.labels[number])} "
-                    "before: labels must not change"
+                    f"sample {number} has the label {now}, but its data set said {before} before: labels must not "
+                    "change"
                 )
             images.append(pixels(image))
         shapes = sorted({tuple(image.shape) for image in images})
@@ -129,9 +132,10 @@ class Samples:
         pairs = [self._unpack(self._data[int(number)]) for number in probed]
         for image, _ in pairs:
             pixels(image)
-        if told is not None and all(int(told[n]) == int(p[1]) for n, p in zip(probed, pairs, strict=True)):
+        found = [label_number(label) for _, label in pairs]
+        if told is not None and torch.equal(told[probed], torch.tensor(found)):
             return told
-        return torch.tensor([int(self._unpack(self._data[number])[1]) for number in range(count)])
+        return torch.tensor([label_number(self._unpack(self._data[number])[1]) for number in range(count)])
 
 
 class Varied:
@@ -203,6 +207,25 @@ def unpack_sample(sample: Any) -> tuple[Any, Any]:
     raise TypeError(f"cannot tell image and label in a sample that is {found}: pass `unpack`, a function to both")
 
 
+def label_number(label: Any) -> int:
+    """The label of a sample.
+
+    Raises:
+        TypeError: it is no whole number.
+
+    >>> label_number(torch.tensor([3])), label_number(2.0)
+    (3, 2)
+    """
+    try:
+        number = int(label)
+        is_whole = isinstance(label, str) or bool(number == label)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        is_whole = False
+    if not is_whole:
+        raise TypeError(f"the label of a sample must be a whole number, got {label!r}: pass `unpack` to make it one")
+    return number
+
+
 def known_labels(data: Any) -> Tensor | None:
     """All labels of a data set without reading its images, int64 ``(N,)``; None if it does not offer them."""
     if isinstance(data, Subset):
@@ -220,7 +243,8 @@ def known_labels(data: Any) -> Tensor | None:
     else:
         found = next((getattr(data, name) for name in ("targets", "labels") if hasattr(data, name)), None)
     try:
-        labels = torch.as_tensor(found if isinstance(found, Tensor | np.ndarray) else [int(label) for label in found])
+        is_array = isinstance(found, Tensor | np.ndarray)
+        labels = torch.as_tensor(found if is_array else [label_number(label) for label in found])
     except (TypeError, ValueError):  # names, or nothing at all
         return None
     fits = labels.dim() == 1 and len(labels) == len(cast(Any, data)) and not labels.is_floating_point()

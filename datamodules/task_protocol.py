@@ -1,7 +1,9 @@
 """Which classes make a task, and how far boundaries between tasks are blurred."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -27,21 +29,23 @@ def class_groups_of(
         groups: the answer itself.
 
     Raises:
+        TypeError: a number is not whole.
         ValueError: they do not fit the labels.
 
     >>> class_groups_of(range(5), 2, sizes=[3, 2])
     [[0, 1, 2], [3, 4]]
     """
     if groups is not None:
-        named = [label for group in groups for label in group]
+        found = [_whole("class_groups", group) for group in groups]
+        named = [label for group in found for label in group]
         unknown = sorted(set(named) - set(labels))
-        if unknown or len(set(named)) < len(named) or not all(groups):
+        if unknown or len(set(named)) < len(named) or not all(found):
             what = (
                 f"{unknown} are not among {list(labels)}" if unknown else "a class is named twice, or a group is empty"
             )
             raise ValueError(f"`class_groups` must be groups of classes, each in one: {what}")
-        return [list(group) for group in groups]
-    classes = list(labels) if order is None else list(order)
+        return found
+    classes = list(labels) if order is None else _whole("class_order", order)
     if sorted(classes) != list(labels):
         raise ValueError(f"`class_order` must name each of the classes {list(labels)} once, got {classes}")
     if sizes is None:
@@ -50,10 +54,19 @@ def class_groups_of(
                 f"`num_tasks`={num_tasks} does not divide the {len(classes)} classes: give `classes_per_task`"
             )
         sizes = [len(classes) // num_tasks] * num_tasks
+    sizes = _whole("classes_per_task", sizes)
     if min(sizes) < 1 or sum(sizes) != len(classes):
         raise ValueError(f"`classes_per_task`={list(sizes)} must be positive and sum to the {len(classes)} classes")
     ends = np.cumsum([0, *sizes]).tolist()
     return [classes[first:last] for first, last in pairwise(ends)]
+
+
+def _whole(name: str, numbers: Iterable[SupportsIndex]) -> list[int]:
+    """Numbers of any whole type, as NumPy's, as Python's."""
+    try:
+        return [index(number) for number in numbers]
+    except TypeError:
+        raise TypeError(f"`{name}` must have whole numbers, got {numbers!r}") from None
 
 
 def of_classes(source: ImageSource, classes: Sequence[int]) -> TaskImages:

@@ -28,7 +28,8 @@ from lit_papers.run_folder import next_version, run_folder
 from lit_papers.wandb_runs import check_installed, start_runs
 
 RUNS = "runs"
-_AT_LEAST_ONE = ("accumulate_grad_batches", "check_val_every_n_epoch")  # the Trainer divides by them, unchecked
+# the Trainer divides by them, unchecked
+_AT_LEAST_ONE = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 
 
 class ConstructorFailed(BaseException):
@@ -210,6 +211,8 @@ class PapersCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Give the run its folder, and say which values a checkpoint overrides."""
         config = self.config[self.subcommand]
+        if config.trainer is None:
+            raise ValueError("trainer is null in the configuration: leave the key out, or give it options below")
         for key, asked, used in _differences(self.asked.get("model"), config.get("model"), "model"):
             warnings.warn(
                 f"{key}: {asked!r} was asked for, but {used!r} is used, the value in {config.ckpt_path}; to change a "
@@ -218,7 +221,8 @@ class PapersCLI(LightningCLI):
             )
         check_installed(config.trainer.logger)
         for name in _AT_LEAST_ONE:
-            if config.trainer.get(name) is not None and config.trainer[name] < 1:
+            value = config.trainer.get(name)  # an interval may also be a time, or a share of an epoch
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {config.trainer[name]}")
         if config.trainer.logger in (None, True):
             init_args = Namespace(save_dir=RUNS, name=self.run_name)  # type: ignore[no-untyped-call]

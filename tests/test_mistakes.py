@@ -103,6 +103,8 @@ FUZZ: list[tuple[str, list[str], str]] = [
     (NC, ["--trainer.num_nodes=0"], "num_nodes"),
     (NC, ["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be at least 1"),
     (NC, ["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch must be at least 1"),
+    (NC, ["--trainer.val_check_interval=0"], "val_check_interval must be at least 1"),
+    (NC, ["--config", "{trainer: null}"], "trainer is null"),
     (NC, ["--trainer.limit_train_batches=7.5"], "limit_train_batches"),
     (NC, ["--trainer.fast_dev_run=-2"], "fast_dev_run"),
     (NC, ["--seed_everything=-1"], "-1"),

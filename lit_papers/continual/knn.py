@@ -53,7 +53,8 @@ def knn_scores(
         )
     if not len(bank):
         raise ValueError("`bank` is empty")
-    return _scores(query, bank, _lengths(bank, "bank"), labels, num_classes, min(k, len(bank)), temperature, max_bytes)
+    lengths, k = _lengths(bank, "bank"), min(k, len(bank))
+    return _scores(query, bank, lengths, labels, num_classes, k, temperature, max_bytes, beside_the_nearest=False)
 
 
 def _scores(
@@ -65,8 +66,10 @@ def _scores(
     k: int,
     temperature: float,
     max_bytes: int,
+    *,
+    beside_the_nearest: bool,
 ) -> Tensor:
-    """Scores by a bank whose lengths are known, ``(Q, C)``."""
+    """Scores by a bank whose lengths are known, ``(Q, C)``; of a cosine beside 1, or beside the nearest one's."""
     query = query.to(lengths.dtype) / _lengths(query, "query")[:, None]
     scores = query.new_zeros(len(query), num_classes, dtype=torch.float32)
     queries, others = _chunk_sizes(len(query), len(bank), k, lengths.element_size(), max_bytes)
@@ -74,7 +77,8 @@ def _scores(
         for start in range(0, len(query), queries):
             part = query[start : start + queries]
             cosine, neighbour = _nearest(part, bank, lengths, k, others)
-            weight = cosine.float().sub_(1).div_(temperature).exp_()
+            best = cosine.amax(dim=1, keepdim=True) if beside_the_nearest else 1
+            weight = cosine.sub_(best).float().div_(temperature).exp_()
             scores[start : start + queries].scatter_add_(1, labels[neighbour], weight)
     return scores
 
@@ -110,12 +114,17 @@ def _chunk_sizes(queries: int, bank: int, k: int, itemsize: int, max_bytes: int)
 
 def _lengths(features: Tensor, name: str) -> Tensor:
     wide = torch.promote_types(features.dtype, torch.float32)
-    lengths = torch.linalg.vector_norm(
-        features, dim=1, dtype=wide
-    )  # NaN and infinity show in it, without a mask of all numbers
+    lengths = torch.linalg.vector_norm(features, dim=1, dtype=wide)
+    limits = torch.finfo(wide)
+    # squares may be too small or too large for the type where numbers are not
+    odd = ~((lengths > limits.tiny**0.5 / limits.eps) & lengths.isfinite())
+    if bool(odd.any()):
+        rows = features[odd].to(wide)
+        largest = rows.abs().amax(dim=1, keepdim=True).clamp_min(limits.tiny)
+        lengths[odd] = torch.linalg.vector_norm(rows / largest, dim=1) * largest[:, 0]
     if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"features of the `{name}` are not finite (NaN or infinite)")
-    floor: Tensor = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+    floor: Tensor = lengths.clamp_min(limits.tiny)
     return floor
 
 
@@ -198,7 +207,10 @@ class KNNClassifier:
                 f"`query` {tuple(query.shape)} does not fit the bank's features of {bank.shape[1]} numbers"
             )
         k = min(self.k, len(bank))
-        scores = _scores(query, bank, lengths, numbers, len(classes), k, self.temperature, self.max_bytes)
+        # beside 1, all would vanish where the temperature is low: the order is the same
+        scores = _scores(
+            query, bank, lengths, numbers, len(classes), k, self.temperature, self.max_bytes, beside_the_nearest=True
+        )
         winners = scores == scores.amax(dim=1, keepdim=True)
         # argmax does not promise the first of equals
         ranks = torch.arange(len(classes), device=scores.device).expand_as(scores)

@@ -63,7 +63,8 @@ def forgetting(matrix: Tensor, convention: Convention = "max") -> Tensor:
     ``"first"``     right after its own task, less now (the authors' code, avalanche)
     ==============  ===========================================================================
 
-    A task whose past was not evaluated is left out; NaN if that is true of all.
+    A task whose past was not evaluated is left out; NaN if that is true of all. Under ``"max"`` its best is that of
+    now, and it counts as not forgotten.
 
     Args:
         matrix: accuracies in [0, 1], ``(T, T)`` or its first rows.

@@ -64,7 +64,8 @@ class RankCheckpoints:
             own = self._stand_in.own_values()
             if own:
                 state = apply_to_collection(state, Tensor, lambda tensor: tensor.clone())
-                models = self._inventory.callback_tensors().values()
+                kept = self._inventory.kept_tensors(self._trainer.optimizers)
+                models = (*self._inventory.callback_tensors().values(), *kept.values())
                 self._saved_models = [(tensor, tensor.detach().clone()) for tensor in models if id(tensor) in own]
             self._saved_state = state
             return state

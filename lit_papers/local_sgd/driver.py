@@ -5,8 +5,9 @@ from typing import Literal
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lit_papers.local_sgd import internals
 from lit_papers.local_sgd.averaging import group_size, numbers_in
-from lit_papers.local_sgd.handshake import Leaving, Occasion
+from lit_papers.local_sgd.handshake import Leaving, Occasion, needs_all_ranks
 from lit_papers.local_sgd.inventory import Inventory, matching_state, trained_parameters
 from lit_papers.local_sgd.meetings import Meetings
 from lit_papers.local_sgd.round import Due, Round
@@ -56,6 +57,13 @@ class RoundDriver:
         self._node_is_one = within_node != "local"
         self.in_batch = False
         self.stepped = False
+        self._collectives_before: int | None = None  # the batch, where it must have none
+
+    def begin_batch(self) -> None:
+        """From here on this rank may be alone at its batch."""
+        self.in_batch = True
+        may_have_none = self.stops_together and group_size() > 1 and not self._round.in_warmup
+        self._collectives_before = internals.collectives_so_far() if may_have_none else None
 
     def end_batch(self, leaving: Leaving) -> Leaving:
         """Count the batch's step, and end the round if it is due.
@@ -67,8 +75,10 @@ class RoundDriver:
             What the rank that leaves most does, as far as this rank was told.
 
         Raises:
-            RuntimeError: the ranks disagree.
+            RuntimeError: the ranks disagree, or the batch asked for an answer of ranks that may have none.
         """
+        if self._collectives_before not in (None, internals.collectives_so_far()):
+            raise needs_all_ranks("a collective of torch.distributed")  # at the first batch, which all ranks have
         stepped, self.stepped = self.stepped, False
         in_warmup = self._round.in_warmup
         self._round.count(stepped=stepped)
@@ -120,12 +130,12 @@ class RoundDriver:
             if not state_is_alike:  # a scaler skipped the first step on some rank
                 alike = []
             alike = [*alike, *self._inventory.followers(optimizers)]
-            alike += self._inventory.moving_models() if over else []
+            alike += self._inventory.moving_models(optimizers) if over else []
         self._round.end(parameters, due, alike=alike, others=buffers)
         if over:
             self._round.models_apart = False
         if due.everywhere:
             self._meetings.just_met = True
         if several:
-            self._meetings.warn_of_own_buffers()
+            self._meetings.tell_what_moves()
         return told

@@ -97,6 +97,15 @@ def exchange(
     return greetings
 
 
+def needs_all_ranks(what: str) -> RuntimeError:
+    """The error where a rank asks all others for something in a batch that some may not have."""
+    return RuntimeError(
+        f"uneven_inputs='stop' and {what} in a training batch exclude each other: ranks that ran out of data would "
+        "never answer. It is asked for by self.log(..., on_step=True, sync_dist=True), a metric's compute(), Timer and "
+        "the like: log without sync_dist, or with on_step=False, on_epoch=True, and a metric as it is"
+    )
+
+
 def rate_numbers(rates: Sequence[float]) -> tuple[int, int]:
     """The bits of the first learning rate, and a digest of all."""
     if not rates:

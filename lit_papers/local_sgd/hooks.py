@@ -20,12 +20,20 @@ class RoundHooks(Callback):
         driver: of the rounds.
         meetings: of the ranks.
         start_training: called before the first step.
+        start_validation: called before each validation of the fit.
     """
 
-    def __init__(self, driver: RoundDriver, meetings: Meetings, start_training: Callable[[Trainer], None]) -> None:
+    def __init__(
+        self,
+        driver: RoundDriver,
+        meetings: Meetings,
+        start_training: Callable[[Trainer], None],
+        start_validation: Callable[[], None],
+    ) -> None:
         self._driver = driver
         self._meetings = meetings
         self._start_training = start_training
+        self._start_validation = start_validation
 
     @staticmethod
     def add_to(
@@ -34,10 +42,11 @@ class RoundHooks(Callback):
         meetings: Meetings,
         environment: ClusterEnvironment | None,
         start_training: Callable[[Trainer], None],
+        start_validation: Callable[[], None],
     ) -> None:
         """Put ours around a trainer's callbacks; a requeue saves what the last of them has done."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
-        callbacks.insert(0, RoundHooks(driver, meetings, start_training))
+        callbacks.insert(0, RoundHooks(driver, meetings, start_training, start_validation))
         callbacks.append(RequeueAfterRound(meetings, environment))
 
     @staticmethod
@@ -64,7 +73,7 @@ class RoundHooks(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on this rank may be alone at its batch."""
-        self._driver.in_batch = True
+        self._driver.begin_batch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,6 +89,7 @@ class RoundHooks(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All ranks validate together."""
         self._driver.in_batch = False
+        self._start_validation()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average where the epoch ended otherwise than with the loader's last batch."""

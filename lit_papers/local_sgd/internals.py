@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import torch.distributed as dist
 from lightning.fabric.utilities import data as fabric_data
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops import _TrainingEpochLoop  # type: ignore[attr-defined]
@@ -58,6 +59,17 @@ def set_sampler_epoch(trainer: Trainer, loader: object) -> None:
 def sync_module_states(module: nn.Module) -> None:
     """Give all processes the first one's parameters and buffers."""
     overrides._sync_module_states(module)
+
+
+def collectives_so_far() -> int:
+    """How many collectives of all processes this one has begun; 0 where the backend does not count."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0
+    try:
+        group: Any = dist.distributed_c10d._get_default_group()
+        return int(group._get_sequence_number_for_group())
+    except (AttributeError, RuntimeError):
+        return 0
 
 
 def with_sampler(loader: DataLoader[Any], sampler: Sampler[int], stage: Any) -> DataLoader[Any]:

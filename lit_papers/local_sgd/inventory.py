@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
@@ -12,6 +13,7 @@ from torchmetrics import Metric
 
 from lit_papers.local_sgd.functional import squared_norm
 
+_LIGHTNINGS = vars(LightningModule()).keys()  # attributes that every module has
 AverageBuffers = bool | Callable[[str, Tensor], bool]
 
 
@@ -23,6 +25,9 @@ class Inventory:
         callbacks: of the trainer; modules that they hold (moving averages of the weights) are state too.
         average_buffers: True for the running statistics of normalisation layers, False for none, or a predicate of
             a floating buffer's name and value for those and whichever else it says.
+
+    Attributes:
+        common_models: whether callbacks held models on every process when the fit began.
     """
 
     def __init__(
@@ -32,6 +37,8 @@ class Inventory:
         self.callbacks = callbacks
         self.average_buffers = average_buffers
         self._moved: set[str] = set()
+        self._lonely: set[str] = set()
+        self.common_models = False
         self._seen: dict[str, Tensor] = {}
 
     # -- parameters ---------------------------------------------------------------------------------------------------
@@ -102,11 +109,33 @@ class Inventory:
                     found[f"{place}:{name}"] = tensor
         return found
 
+    def kept_tensors(self, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+        """Floating tensors of copies of the weights that callbacks, and the module beside its parameters, keep.
+
+        A copy is a list or mapping of tensors that has, in order, the shapes of all trained parameters: moving averages
+        as people write them themselves. It may be an attribute's, or one of an object that is an attribute.
+        """
+        trained = {id(parameter) for parameter in trained_parameters(optimizers)}
+        own = [*self.module.parameters(), *self.module.buffers()]
+        shapes = [parameter.shape for parameter in self.module.parameters() if id(parameter) in trained]
+        taken = {id(each) for tensor in own for each in (tensor, tensor.grad)}
+        found: dict[str, Tensor] = {}
+        for place, owner in (*enumerate(self.callbacks), ("module", self.module)):
+            for name, collection in _collections(owner):
+                tensors = dict(collection) if isinstance(collection, Mapping) else dict(enumerate(collection))
+                if not shapes or len(tensors) > len(own) or not _follow(tensors.values(), shapes):
+                    continue
+                if taken.isdisjoint(map(id, tensors.values())):
+                    path = f"{place}.{type(owner).__name__}.{name}"
+                    found |= {f"{path}:{key}": each for key, each in tensors.items() if _can_be_averaged(each)}
+        return found
+
     # -- what moves without an optimizer ------------------------------------------------------------------------------
 
     def watch(self, optimizers: Iterable[Optimizer]) -> None:
         """Remember values from which `moved` counts."""
         self._moved.clear()
+        self._lonely.clear()
         self._seen = {name: _fingerprint(value) for name, value in self._watched(optimizers).items()}
 
     def look(self, optimizers: Iterable[Optimizer]) -> int:
@@ -126,20 +155,43 @@ class Inventory:
         """Names of what has moved, as far as `look` saw or other processes told."""
         return self._moved
 
+    def whereabouts(self, optimizers: Iterable[Optimizer]) -> tuple[set[str], set[str]]:
+        """Names of what has moved, and of what could, on this process."""
+        return self._moved, set(self._watched(optimizers))
+
+    def agree(self, of_all: Sequence[tuple[set[str], set[str]]]) -> None:
+        """Learn what has moved on any process, from all `whereabouts`; what only some have cannot be averaged."""
+        self._moved.update(*(moved for moved, _ in of_all))
+        self._lonely = {name for name in self._moved if not all(name in there for _, there in of_all)}
+
+    @property
+    def lonely(self) -> list[str]:
+        """Names of what moves on some processes, and is not there on others."""
+        return sorted(self._lonely)
+
     def followers(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
         """Parameters that move and are in no optimizer: teachers."""
-        return [value for name, value in self.untrained(optimizers).items() if name in self._moved]
+        return self._moving(self.untrained(optimizers))
 
-    def moving_models(self) -> list[Tensor]:
-        """What moves of the callbacks' models."""
-        return [value for name, value in self.callback_tensors().items() if name in self._moved]
+    def moving_copies(self, optimizers: Iterable[Optimizer]) -> list[str]:
+        """Names of the copies of the weights that move."""
+        names = [name for name in self.kept_tensors(optimizers) if name in self._moved and name not in self._lonely]
+        return sorted({name.partition(":")[0] for name in names})
+
+    def moving_models(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+        """What moves of the callbacks' models, and of copies of the weights."""
+        return self._moving({**self.callback_tensors(), **self.kept_tensors(optimizers)})
+
+    def _moving(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        return _once(tensor for name, tensor in tensors.items() if name in self._moved and name not in self._lonely)
 
     def moving_buffers(self) -> list[str]:
         """Names of buffers that move and stay each process' own."""
         return sorted(name for name in self.own_buffers() if name in self._moved)
 
     def _watched(self, optimizers: Iterable[Optimizer]) -> Mapping[str, Tensor]:
-        return {**self.untrained(optimizers), **self.own_buffers(), **self.callback_tensors()}
+        kept = self.kept_tensors(optimizers)
+        return {**self.untrained(optimizers), **self.own_buffers(), **self.callback_tensors(), **kept}
 
 
 def trained_parameters(optimizers: Iterable[Optimizer]) -> list[Tensor]:
@@ -172,6 +224,24 @@ def learning_rates(optimizers: Iterable[Optimizer]) -> list[float]:
 
 def _can_be_averaged(tensor: Tensor) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and not bool(nn.parameter.is_lazy(tensor))
+
+
+def _collections(owner: object) -> Iterator[tuple[str, Mapping[Any, Tensor] | Sequence[Tensor]]]:
+    """Lists and mappings of tensors that are attributes, or attributes of one."""
+    for name, value in vars(owner).items():
+        if name in _LIGHTNINGS or isinstance(value, (nn.Module, Optimizer, Trainer, Tensor)):
+            continue
+        inside = getattr(value, "__dict__", {})  # not entries of mappings: people keep notes in them
+        for path, each in ((name, value), *((f"{name}.{key}", each) for key, each in inside.items())):
+            members = each.values() if isinstance(each, Mapping) else each if isinstance(each, (list, tuple)) else ()
+            if members and all(isinstance(member, Tensor) for member in members):
+                yield path, each
+
+
+def _follow(tensors: Iterable[Tensor], shapes: Sequence[torch.Size]) -> bool:
+    """Whether tensors have these shapes in this order, others between them aside."""
+    found = iter(tensors)
+    return all(any(tensor.shape == shape for tensor in found) for shape in shapes)
 
 
 def _once(tensors: Iterable[Tensor]) -> list[Tensor]:

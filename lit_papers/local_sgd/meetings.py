@@ -114,8 +114,14 @@ class Meetings:
         greetings = exchange(own, self._device, group, even=self._even, wait=wait)
         if len({greeting.moved for greeting in greetings}) > 1:
             gathered: list[Any] = [None] * len(greetings)
-            dist.all_gather_object(gathered, self._inventory.moved, group=group)
-            self._inventory.moved.update(*gathered)
+            dist.all_gather_object(gathered, self._inventory.whereabouts(optimizers), group=group)
+            self._inventory.agree(gathered)
+            if self._inventory.lonely:
+                self._warn_once(
+                    "lonely",
+                    f"{', '.join(self._inventory.lonely)} change in training and are there on some ranks only, so they "
+                    "follow the weights of those ranks, and no average: keep them on every rank",
+                )
         if group is None:
             self.requeue_agreed = any(greeting.requeue for greeting in greetings)
         trouble = differing_rates(greetings)
@@ -125,8 +131,16 @@ class Meetings:
         told = Leaving(max(greeting.leaving for greeting in greetings))
         return told, len({greeting.state_numbers for greeting in greetings}) == 1
 
-    def warn_of_own_buffers(self) -> None:
-        """Tell once which buffers move and are not averaged, where some are."""
+    def tell_what_moves(self) -> None:
+        """Tell once which buffers move and are not averaged, and which copies of the weights are."""
+        copies = self._inventory.moving_copies(self._trainer.optimizers)
+        if copies:
+            self._warn_once(
+                "copies",
+                f"{', '.join(copies)} have the shapes of the weights and change in training: they are averaged over "
+                "the ranks where a round ends with an epoch, and for validation and checkpoints, as moving averages of "
+                "the weights need to be. What is to stay each rank's own must have another shape: flatten it",
+            )
         names = [] if self._inventory.average_buffers is False else self._inventory.moving_buffers()
         if names:
             self._warn_once(

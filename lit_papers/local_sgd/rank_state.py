@@ -61,6 +61,8 @@ def own_pieces(
     if rounds.models_apart:
         for name, tensor in inventory.callback_tensors().items():
             pieces["callback", name] = local_value(tensor).detach()
+        for name, tensor in inventory.kept_tensors(trainer.optimizers).items():
+            pieces["kept", name] = local_value(tensor).detach()
     for index, state in enumerate(checkpoint["optimizer_states"]):
         for key, value in state.items():
             if key == "state":
@@ -233,9 +235,12 @@ def restore(
         **{("parameter", names.get(id(value), f"#{number}")): value for number, value in enumerate(trained)},
         **{("buffer", name): value for name, value in inventory.saved_buffers().items()},
         **{("callback", name): value for name, value in inventory.callback_tensors().items()},
+        **{("kept", name): value for name, value in inventory.kept_tensors(trainer.optimizers).items()},
     }
     for place, piece in pieces.items():
-        if place[0] in ("parameter", "buffer", "callback"):
+        if place[0] == "kept" and place not in tensors:
+            continue  # made later, or for a validation that is over
+        if place[0] in ("parameter", "buffer", "callback", "kept"):
             if place not in tensors or tensors[place].shape != piece.shape:
                 raise RuntimeError(
                     f"the checkpoint has the {place[0]} {place[1]} of shape {tuple(piece.shape)} of each rank, which "

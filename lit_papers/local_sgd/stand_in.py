@@ -59,12 +59,14 @@ class StandIn:
             What is the same within a node that trains as one, and what is not.
         """
         rounds, inventory, optimizers = self._round, self._inventory, self._trainer.optimizers
-        models_apart = rounds.models_apart and bool(inventory.callback_models())
+        # what all ranks know alike, as it decides whether they meet
+        has_models = inventory.common_models or bool(inventory.moving_models(optimizers))
+        models_apart = rounds.models_apart and has_models
         if group_size() == 1 or not (rounds.weights_apart or rounds.batches_apart or models_apart):
             return [], []
         weights = trained_parameters(optimizers) if rounds.weights_apart else []
         buffers = inventory.statistics() if rounds.batches_apart else []
         self._meetings.greet(occasion, numbers_in([*weights, *buffers]))
         followers = inventory.followers(optimizers) if rounds.batches_apart else []
-        models = inventory.moving_models() if models_apart else []
+        models = inventory.moving_models(optimizers) if rounds.models_apart else []
         return [*weights, *followers, *models], buffers

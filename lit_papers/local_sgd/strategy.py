@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.types import _PATH, ReduceOp  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
@@ -21,7 +22,7 @@ from lit_papers.local_sgd import internals, rank_state
 from lit_papers.local_sgd.averaging import Groups, data_parallel_within, group_size
 from lit_papers.local_sgd.checkpoints import how_to_resume, real_path
 from lit_papers.local_sgd.fit import Fit, begin_fit
-from lit_papers.local_sgd.handshake import Occasion
+from lit_papers.local_sgd.handshake import Occasion, needs_all_ranks
 from lit_papers.local_sgd.hooks import RoundHooks
 from lit_papers.local_sgd.inventory import trained_parameters
 from lit_papers.local_sgd.options import check_options, check_trainer, compare_with_saved, describe
@@ -202,7 +203,8 @@ class LocalSGDStrategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self._round, self._accumulates = self._new_round(self.root_device), False
             self._fit = fit = begin_fit(self, self._round, trainer)
-            RoundHooks.add_to(trainer, fit.driver, fit.meetings, self.cluster_environment, self.start_training)
+            moments = (self.start_training, self.start_validation)
+            RoundHooks.add_to(trainer, fit.driver, fit.meetings, self.cluster_environment, *moments)
         super().setup(trainer)
 
     def _new_round(self, device: torch.device | None) -> Round:
@@ -231,8 +233,14 @@ class LocalSGDStrategy(DDPStrategy):
         if group_size() == 1:
             return
         internals.sync_module_states(self._module)
-        for model in self._this_fit.inventory.callback_models().values():
-            internals.sync_module_states(model)
+        inventory = self._this_fit.inventory
+        models = inventory.callback_models()
+        names: list[list[str]] = [[]] * group_size()
+        dist.all_gather_object(names, list(models))
+        common = [name for name in models if all(name in theirs for theirs in names)]  # some are the first rank's alone
+        for name in common:
+            internals.sync_module_states(models[name])
+        inventory.common_models = bool(common)
         if self.within_node != "local" or self.across_nodes_every > 1:
             size = self.num_processes if self.node_size is None else self.node_size
             self._round.groups = Groups.join(size, self.timeout)
@@ -299,11 +307,7 @@ class LocalSGDStrategy(DDPStrategy):
         """Refuse a collective in a batch that some rank may not have."""
         in_batch = self._fit is not None and self._fit.driver.in_batch
         if in_batch and self.uneven_inputs == "stop" and group_size() > 1:
-            raise RuntimeError(
-                f"uneven_inputs='stop' and {what} in a training batch exclude each other: ranks that ran out of data "
-                "would never answer. It is asked for by self.log(..., on_step=True, sync_dist=True), Timer and the "
-                "like: log without sync_dist, or with on_step=False, on_epoch=True"
-            )
+            raise needs_all_ranks(what)
 
     def reduce(self, tensor: Tensor, group: Any | None = None, reduce_op: ReduceOp | str | None = "mean") -> Tensor:
         """Reduce over all ranks; an error, and no hang, in a batch that some rank may not have."""
@@ -322,14 +326,13 @@ class LocalSGDStrategy(DDPStrategy):
 
     # -- evaluating and saving on the average -------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Put the average of the ranks in place; callbacks' and the module's hooks of this name ran before."""
-        super().on_validation_start()
-        if self._module.trainer.state.fn == TrainerFn.FITTING and self.eval_weights == "average":
+    def start_validation(self) -> None:
+        """Put the average of the ranks in place; before other callbacks, which may swap in theirs."""
+        if self.eval_weights == "average":
             self._this_fit.stand_in.put(Occasion.EVALUATION)
 
     def on_validation_end(self) -> None:
-        """Put this rank's own weights back; `ModelCheckpoint` saved before, while the average was in place."""
+        """Put this rank's own weights back; callbacks have theirs back, and saved while the average was in place."""
         super().on_validation_end()
         if self._fit is not None:
             self._fit.stand_in.put_back()

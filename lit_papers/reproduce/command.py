@@ -35,10 +35,14 @@ def main(arguments: Sequence[str]) -> int:
         Exit status: 0, whatever the verdicts; 1 where a run failed; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        ClaimError: there is no such claim, or a claims file is wrong.
+        ClaimError: there is no such claim, a claims file is wrong, or a seed is negative.
         FolderInUseError: another command works in the same folder.
     """
     given = parser().parse_args(arguments)
+    if given.seeds is not None:
+        given.seeds = list(dict.fromkeys(given.seeds))  # one that is named twice says nothing of spread
+        if min(given.seeds) < 0:
+            raise ClaimError(f"--seeds must be at least 0, got {min(given.seeds)}")
     claims = find_claims(given.claims)
     if given.list:
         return _list(claims)

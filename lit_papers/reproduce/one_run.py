@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_papers.reproduce.plan import TRAINING
+from lit_papers.trials.files import write_whole
 from lit_papers.trials.runs import REQUEST, write_answer
 
 
@@ -65,9 +66,7 @@ def _words(request: Mapping[str, Any], folder: Path, **more: Any) -> list[str]:
     """The command line of a training; a file of values keeps types that words would lose."""
     values = folder / "values.json"
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks read what the first has written
-        part = values.with_suffix(".part")
-        part.write_text(json.dumps({**request["set"], **more}))
-        part.replace(values)
+        write_whole(values, json.dumps({**request["set"], **more}))
     return ["fit", *(word for name in request["configs"] for word in ("--config", name)), "--config", str(values)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import lit_papers
 from lit_papers.reproduce.claims import Claim
 from lit_papers.reproduce.verdicts import NOT_RUN, Outcome, RuleError, Verdict, judge
+from lit_papers.trials.files import write_whole
 
 ROOMS = Path(__file__).parents[1]
 
@@ -92,7 +93,7 @@ def write_lines(path: Path, head: Mapping[str, Any], name: str, lines: Sequence[
     body = ",\n".join(f"    {line}" for line in lines)
     text = json.dumps(head, indent=2)[:-2] + f',\n  "{name}": {brackets[0]}\n{body}\n  {brackets[1]}\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def rounded(value: Any) -> Any:

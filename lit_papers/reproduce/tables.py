@@ -9,6 +9,7 @@ from lit_papers.reproduce.claims import Claim, ClaimError, find_claims, papers
 from lit_papers.reproduce.measured import Measured, measured_path
 from lit_papers.reproduce.results import ROOMS, Results, kept, verdict_of
 from lit_papers.reproduce.verdicts import Outcome, Verdict, by_arm, spread
+from lit_papers.trials.files import write_whole
 
 _BLOCK = re.compile(
     r"(<!-- (?P<kind>reproduce|measured): (?P<name>[\w/]+) -->\n)(?P<body>.*?)(<!-- /(?P=kind) -->)", re.DOTALL
@@ -149,7 +150,7 @@ def write_readmes() -> list[Path]:
         before = path.read_text(encoding="utf-8")
         after = rewritten(before)
         if after != before:
-            path.write_text(after, encoding="utf-8")
+            write_whole(path, after)
             changed.append(path)
     return changed
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_papers.trials.files import write_whole
 from lit_papers.trials.fingerprint import fingerprint
 from lit_papers.trials.processes import Call, ending, undisturbed
 
@@ -60,9 +61,7 @@ class Run:
 
 def write_answer(folder: Path, values: dict[str, Any]) -> None:
     """In the process of a run: leave what it has found, in one step, so that half an answer is none."""
-    part = folder / f"{ANSWER}.part"
-    part.write_text(json.dumps(values))
-    part.replace(folder / ANSWER)
+    write_whole(folder / ANSWER, json.dumps(values))
 
 
 def run_all(

@@ -145,14 +145,15 @@ def _report(search: "Search", console: "Console") -> int:
 
     from lit_papers.tuning.results import write_best
     from lit_papers.tuning.search import resolve, values_of
+    from lit_papers.tuning.storage import PATIENCE
 
     study, sweep, folder = search.study, search.sweep, search.folder
     _print_trials(search, console)
     elsewhere = len(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
     if elsewhere:
         console.print(
-            f"{elsewhere} more are marked as running, by other machines or processes; each of them that is gone for "
-            "good takes one of --trials.",
+            f"{elsewhere} more are marked as running, by other machines or processes; those that are gone for good are "
+            f"taken back by the same command, of another machine after {PATIENCE} seconds.",
             soft_wrap=True,
         )
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):

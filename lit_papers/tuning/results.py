@@ -8,6 +8,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from lit_papers.trials.files import write_whole
 from lit_papers.tuning.search import KILLED, REASON, counts
 from lit_papers.tuning.sweep_file import Sweep
 
@@ -59,7 +60,9 @@ def describe(trial: FrozenTrial, sweep: Sweep) -> str:
         TrialState.PRUNED: "stopped early",
         TrialState.FAIL: f"failed, {trial.user_attrs.get(REASON)}"
         if counts(trial)
-        else f"interrupted by {trial.user_attrs.get(KILLED)}, to be run again",
+        else f"interrupted by {trial.user_attrs[KILLED]}, to be run again"
+        if KILLED in trial.user_attrs
+        else "not heard of for long, so that another search has taken it over",
     }[trial.state]
     return f"trial {trial.number}: {outcome} ({params})"
 
@@ -97,4 +100,4 @@ def write_best(path: Path, study: Study, sweep: Sweep, configuration: str) -> No
         f"{best.value:.6g} ({'maximize' if sweep.maximize else 'minimize'}).\n"
         f"#   python -m lit_papers fit --config {path}\n"
     )
-    path.write_text(header + configuration)
+    write_whole(path, header + configuration)

@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lit_papers.trials.processes import Command, ending, undisturbed
 from lit_papers.tuning.assignment import LOGGED, PRUNED, VALUE, Assignment
-from lit_papers.tuning.storage import HEARTBEAT, LOCK_TIMEOUT, open_storage
+from lit_papers.tuning.storage import HEARTBEAT, LOCK_TIMEOUT, one_at_a_time, open_storage
 from lit_papers.tuning.sweep_file import ARGUMENTS_FILE, Choice, Range, Sweep
 
 # user attributes, beside those of lit_papers.tuning.assignment
-SWEEP, LOCK, REASON, ATTEMPT, KILLED = "sweep", "lock", "reason", "attempt", "killed"
+SWEEP, LOCK, REASON, ATTEMPT, KILLED, REPEATS = "sweep", "lock", "reason", "attempt", "killed", "repeats"
 SAMPLERS: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
     # unseeded: a seed would draw the same values again after a restart, and on every machine of a shared study
     "bayes": lambda: optuna.samplers.TPESampler(constant_liar=True),
@@ -90,13 +90,15 @@ def resolve(sweep: Sweep, values: Mapping[str, Any], folder: Path) -> str:
         json.dump(values, file)  # of a name of its own: other searches may share the folder
     path = Path(file.name)
     words = [str(path) if word == ARGUMENTS_FILE else word for word in sweep.arguments]
-    done = subprocess.run(  # noqa: S603  # the words are the user's own sweep file
-        [sys.executable, *sweep.flags, "-m", "lit_papers", *words, "--trainer.logger=null", "--print_config"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **sweep.environment},
-    )
-    path.unlink()
+    try:
+        done = subprocess.run(  # noqa: S603  # the words are the user's own sweep file
+            [sys.executable, *sweep.flags, "-m", "lit_papers", *words, "--trainer.logger=null", "--print_config"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **sweep.environment},
+        )
+    finally:
+        path.unlink()
     if done.returncode:
         raise SearchError(f"the sweep's command line is refused:\n{done.stderr.strip()}")
     return done.stdout
@@ -119,6 +121,7 @@ class Search:
         self.folder = folder
         self.storage = storage
         self._storage = open_storage(storage, on_stale=_enqueue_again)
+        self._alone = one_at_a_time(storage)
         self.study = optuna.create_study(
             study_name=sweep.name,
             storage=self._storage,
@@ -199,8 +202,10 @@ class Search:
     def _recover(self) -> None:
         """Put the trials of killed searches back into the queue.
 
-        A lock file that can be locked belonged to a process that is gone; one that is not here, to another machine.
+        A lock file that can be locked belonged to a process that is gone; one that is not here, to another machine,
+        whose trials are taken back when it has been silent for long.
         """
+        self._take_back_silent()
         for trial in self._unsigned():
             self._requeue(trial)
         running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
@@ -228,9 +233,10 @@ class Search:
                 return unsigned
             time.sleep(0.1)
 
-    def _requeue(self, trial: FrozenTrial) -> None:
-        _enqueue_again(self.study, trial)  # first, so that being killed here loses nothing
-        self.study.tell(trial.number, state=TrialState.FAIL)
+    def _requeue(self, trial: FrozenTrial, *, was_killed: bool = True) -> None:
+        with self._alone:
+            _enqueue_again(self.study, trial, was_killed=was_killed)  # first, so that being killed here loses nothing
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _give_a_sign_of_life(self) -> None:
         """Tell the storage that our trials are being run, and take back those of machines that no longer do so."""
@@ -239,15 +245,22 @@ class Search:
         self._heard_of = time.monotonic()
         for running in self.running:
             self._storage.record_heartbeat(running.trial._trial_id)
-        with warnings.catch_warnings():
+        self._take_back_silent()
+
+    def _take_back_silent(self) -> None:
+        with self._alone, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self.study)
 
     def _enqueue_grid(self) -> None:
+        """Queue the points that no trial has; one that was given back, or lost by a kill, has none."""
         axes = {key: axis.values for key, axis in self.sweep.space.items() if isinstance(axis, Choice)}
-        for point in product(*axes.values()):
-            params = dict(zip(axes, map(_label, point), strict=True))
-            self.study.enqueue_trial(params, skip_if_exists=True)
+        with self._alone:
+            taken = [_params(trial) for trial in self.study.get_trials(deepcopy=False) if counts(trial)]
+            for point in product(*axes.values()):
+                params = dict(zip(axes, map(_label, point), strict=True))
+                if params not in taken:
+                    self.study.enqueue_trial(params)
 
     def _wants_more(self, trials: int) -> bool:
         known = [trial for trial in self.study.get_trials(deepcopy=False) if counts(trial)]
@@ -259,19 +272,22 @@ class Search:
 
         Their numbers decide, which the storage gives out one by one: who finds enough before its own gives it back.
         """
-        with warnings.catch_warnings():
+        with self._alone, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # we record it ourselves
             trial = self.study.ask()
-        trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))  # before drawing values, which may be slow
+            self._storage.record_heartbeat(trial._trial_id)  # first: a signed trial that never had one is never silent
+            # before drawing values, which may be slow
+            trial.set_user_attr(LOCK, str(Path(self._lock.lock_file).resolve()))
         for name, distribution in self.distributions.items():
             trial._suggest(name, distribution)  # as `ask` itself would have done
-        before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number and counts(t)]
+        counted = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number and counts(t)]
+        # the one that it repeats may be about to be marked as failed
+        before = [t for t in counted if t.number != trial.user_attrs.get(REPEATS)]
         begun = [t for t in before if t.state != TrialState.WAITING]
         is_twice = self.sweep.method == "grid" and any(t.params == trial.params for t in before)
         if len(begun) >= trials or is_twice:  # two searches that begin together both enqueue the grid
             self.study.tell(trial.number, state=TrialState.FAIL)
             return None
-        self._storage.record_heartbeat(trial._trial_id)
         return trial
 
     def _start(self, trial: Trial, jobs: int) -> Running:
@@ -298,6 +314,8 @@ class Search:
         process = running.process
         process.close()
         frozen = self._frozen(running.trial)
+        if frozen.state.is_finished():  # another search took it back while this machine was asleep
+            return frozen
         attributes, status = frozen.user_attrs, process.status
         value = attributes.get(VALUE)
         killed_by = process.killed_by
@@ -344,7 +362,7 @@ class Search:
             self.running.clear()
             for frozen in self.study.get_trials(deepcopy=False):
                 if frozen.number in numbers and not frozen.state.is_finished():
-                    self._requeue(frozen)
+                    self._requeue(frozen, was_killed=False)
 
 
 def counts(trial: FrozenTrial) -> bool:
@@ -355,7 +373,13 @@ def counts(trial: FrozenTrial) -> bool:
     return trial.state != TrialState.FAIL or REASON in trial.user_attrs
 
 
-def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    # killed before it drew all its values, a trial has them only as those that were queued with it
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    study.enqueue_trial(params, {ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1})
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    """Killed before it drew all its values, a trial has them only as those that were queued with it."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def _enqueue_again(study: optuna.Study, trial: FrozenTrial, *, was_killed: bool = True) -> None:
+    """Once: a search that was killed right after this still has the trial, which the next one takes back too."""
+    if all(each.user_attrs.get(REPEATS) != trial.number for each in study.get_trials(deepcopy=False)):
+        attempt = trial.user_attrs.get(ATTEMPT, 1) + was_killed  # a search that is stopped for the night is no fault
+        study.enqueue_trial(_params(trial), {ATTEMPT: attempt, REPEATS: trial.number})

@@ -3,10 +3,12 @@
 import re
 import time
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from optuna.storages import RDBStorage
     from optuna.study import Study
@@ -21,6 +23,21 @@ _DRIVERS = {"postgresql": "psycopg"}  # the one that the extra brings; SQLAlchem
 
 class StorageError(ValueError):
     """The database of a study cannot be used; the message says which, without its password."""
+
+
+def one_at_a_time(url: str) -> "AbstractContextManager[object]":
+    """What one process alone is in, of all that use a database: SQLite locks no rows, so two could take one trial.
+
+    Args:
+        url: of the database; others than SQLite's files lock rows, and need nothing.
+    """
+    from filelock import FileLock
+    from sqlalchemy.engine import make_url
+
+    parts = make_url(url)
+    if parts.get_backend_name() != "sqlite" or parts.database in (None, "", ":memory:"):
+        return nullcontext()
+    return FileLock(f"{parts.database}.claims")  # the system frees it however its holder ends
 
 
 def open_storage(url: str, on_stale: "Callable[[Study, FrozenTrial], None] | None" = None) -> "RDBStorage":

@@ -99,6 +99,22 @@ def test_bad_input() -> None:
         knn_scores(torch.ones(1, 3), torch.ones(1, 2), torch.zeros(1).long(), 1)
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1e-3, 1e-5])
+def test_the_nearest_decides_at_a_low_temperature(temperature: float) -> None:
+    knn = KNNClassifier(k=3, temperature=temperature)
+    knn.update(torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.6, 0.8]]), torch.tensor([0, 0, 7]))
+    assert knn.predict(torch.tensor([[1.0, 0.0]])).tolist() == [7]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e25, 1e30])
+def test_features_of_any_scale(scale: float, cloud: tuple[torch.Tensor, ...]) -> None:
+    queries, features, labels = cloud
+    plain, scaled = KNNClassifier(k=5), KNNClassifier(k=5)
+    plain.update(features, labels)
+    scaled.update(features * scale, labels)
+    assert torch.equal(scaled.predict(queries * scale), plain.predict(queries))
+
+
 def test_zero_features_are_no_error() -> None:
     assert knn_scores(torch.zeros(1, 2), torch.eye(2), torch.tensor([0, 1]), 2).isfinite().all()
 

@@ -321,6 +321,20 @@ def test_links_to_elsewhere_are_followed(tree, write_tree, check_batches):
     assert data.train_set.targets.bincount().tolist() == [10, 10, 10]
 
 
+def test_a_pipe_is_refused(tree, write_tree):
+    root = write_tree(tree(splits=("",)), "images")
+    os.mkfifo(root / "cat/pipe.png")
+    with pytest.raises(ValueError, match=r"pipe.png is a pipe, socket or device"):
+        grey_scale(root).prepare_data()
+
+
+def test_images_that_are_not_read_are_told(tree, write_tree):
+    root = write_tree(tree(splits=("",)), "images")
+    (root / "cat/moving.GIF").write_bytes(b"GIF89a")
+    with pytest.warns(UserWarning, match=r"1 images such as .*moving.GIF are left out"):
+        grey_scale(root).prepare_data()
+
+
 def test_a_link_to_nothing_is_refused(tree, write_tree):
     root = write_tree(tree(splits=("",)), "images")
     (root / "cat/gone.png").symlink_to("nowhere.png")

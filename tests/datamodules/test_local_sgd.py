@@ -242,6 +242,14 @@ def test_a_batch_sampler_gets_the_new_sampler(monkeypatch: pytest.MonkeyPatch) -
     assert torch.tensor(module.batches).flatten().tolist() == [100 + i for i in sampler]
 
 
+def test_a_distributed_sampler_of_other_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a split, as over the first rows."""
+    sampler = torch.utils.data.DistributedSampler(range(6), 1, 0)
+    monkeypatch.setattr(Numbers, "train_dataloader", lambda self: DataLoader(self.dataset, 5, sampler=sampler))
+    with pytest.raises(TypeError, match=r"DistributedSampler of Numbers.* is over 6 rows and not over the 10"):
+        trainer(max_epochs=1).fit(Recorder(), datamodule=Sharded(Numbers()))
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         return iter(range(4))

@@ -68,6 +68,24 @@ def test_labels_that_differ_from_what_samples_have_are_not_believed() -> None:
         next(iter(made.train_dataloader()))
 
 
+HALVES = torch.arange(40) / 2
+ONE_HOT = torch.nn.functional.one_hot(torch.tensor(LABELS))
+
+
+@pytest.mark.parametrize("labels", [HALVES, ONE_HOT, torch.tensor(LABELS)[:, None], torch.full((40,), torch.nan)])
+def test_labels_that_are_no_classes_are_refused(labels: torch.Tensor) -> None:
+    """They were cut to whole numbers, or their places were taken for images'."""
+    with pytest.raises(TypeError, match="labels must be whole numbers"):
+        stream(TensorDataset(torch.zeros(40, 3, 4, 4), labels))
+
+
+@pytest.mark.parametrize("label", [0.5, "cat", ONE_HOT[0], float("nan"), None])
+def test_a_sample_whose_label_is_no_class_is_named(label: Any) -> None:
+    for more in ({}, {"targets": [label] * 40}):
+        with pytest.raises(TypeError, match="the label of a sample must be a whole number, got"):
+            stream(Made(lambda image, _: (image, label), **more))
+
+
 def test_labels_are_found_without_reading_images() -> None:
     tensors = TensorDataset(torch.zeros(40, 3, 4, 4), torch.tensor(LABELS))
     assert known_labels(tensors).tolist() == LABELS

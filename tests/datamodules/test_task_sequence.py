@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -90,6 +91,8 @@ def test_one_of_our_data_modules_is_taken_with_its_splits() -> None:
 
 def test_groups_of_any_sizes_in_any_order() -> None:
     assert [stream(num_tasks=None, classes_per_task=[3, 1]).classes(task) for task in (0, 1)] == [[0, 1, 2], [3]]
+    for groups in (np.array([[2, 3], [0, 1]]), [np.array([2, 3]), torch.tensor([0, 1])]):
+        assert [stream(num_tasks=None, class_groups=groups).classes(task) for task in (0, 1)] == [[2, 3], [0, 1]]
     data = stream(num_tasks=None, class_groups=[[3], [0, 2]])  # class 1 is left out
     assert (data.num_tasks, data.classes(1), data.num_classes) == (2, [0, 2], 3)
     assert numbers(data.memory_dataloader(1)) == [*range(6), *range(13, 21)]

@@ -42,6 +42,49 @@ def test_teachers_are_what_moves_without_an_optimizer() -> None:
     assert inventory.look(optimizers) == digest
 
 
+class Averaged:
+    def __init__(self, weights) -> None:
+        self.shadow = [weight.detach().clone() for weight in weights]
+
+
+def test_copies_of_the_weights_are_found_where_people_keep_them() -> None:
+    module, _, optimizers = project()
+    trained = dict(module.student.named_parameters())
+    callback = EMAWeightAveraging()
+    callback.shadow = {name: value.detach().clone() for name, value in trained.items()}
+    callback.states = {name: value.clone() for name, value in module.student.state_dict().items()}
+    callback.notes = {"before": dict(callback.states)}
+    callback.losses = [torch.zeros(()), torch.ones(())]
+    module.ema = Averaged(trained.values())
+    module.watched = list(trained.values())
+    module.gradients = [torch.zeros_like(value) for value in trained.values()]
+    for value, gradient in zip(trained.values(), module.gradients, strict=True):
+        value.grad = gradient
+    inventory = Inventory(module, [callback])
+    found = {name.partition(":")[0] for name in inventory.kept_tensors(optimizers)}
+    first = "0.EMAWeightAveraging"
+    assert found == {f"{first}.shadow", f"{first}.states", "module.Project.ema.shadow"}
+    inventory.watch(optimizers)
+    assert inventory.moving_models(optimizers) == []
+    callback.shadow["0.weight"].add_(1)
+    inventory.look(optimizers)
+    assert [id(value) for value in inventory.moving_models(optimizers)] == [id(callback.shadow["0.weight"])]
+    assert inventory.moving_copies(optimizers) == [f"{first}.shadow"]
+
+
+def test_what_only_some_processes_have_is_no_part_of_an_average() -> None:
+    _, inventory, optimizers = project()
+    with torch.no_grad():
+        next(inventory.callback_models()["0.EMAWeightAveraging._average_model"].parameters()).add_(1)
+    inventory.look(optimizers)
+    moved, there = inventory.whereabouts(optimizers)
+    inventory.agree([(moved, there), (set(), there)])
+    assert len(inventory.moving_models(optimizers)) == 1
+    inventory.agree([(moved, there), (set(), there - moved)])
+    assert inventory.moving_models(optimizers) == []
+    assert inventory.lonely == sorted(moved)
+
+
 def test_equal_entries_that_move_alike_are_seen() -> None:
     module, inventory, optimizers = project()
     with torch.no_grad():
@@ -70,8 +113,8 @@ def test_models_of_callbacks_are_found_once_they_move() -> None:
     _, inventory, optimizers = project()
     (name,) = inventory.callback_models()
     assert name == "0.EMAWeightAveraging._average_model"
-    assert inventory.moving_models() == []
+    assert inventory.moving_models(optimizers) == []
     with torch.no_grad():
         next(inventory.callback_models()[name].parameters()).add_(1)
     inventory.look(optimizers)
-    assert len(inventory.moving_models()) == 1
+    assert len(inventory.moving_models(optimizers)) == 1

@@ -49,7 +49,7 @@ def test_sigterm_in_the_middle_of_a_round_ends_both_processes(tmp_path: Path) ->
         output, _ = process.communicate(timeout=240)
     finally:
         end_group(process.pid)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
     assert output.count("Received SIGTERM") == 2
     assert processes_of(script) == []
 

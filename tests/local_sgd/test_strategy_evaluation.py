@@ -1,5 +1,6 @@
 """Validation and checkpoints see the mean of the ranks; resuming continues each rank where it was."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Watched(Validated):
     def copy(self) -> dict[str, Tensor]:
         return {key: value.clone() for key, value in self.state_dict().items()}
 
-    def on_validation_start(self) -> None:  # before the strategy's
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:  # validation is next
         if self.trainer.global_step == 4:
             self.notes["before"] = self.copy()
 
@@ -36,6 +37,105 @@ class Watched(Validated):
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         if self.trainer.global_step == 4:
             self.notes["after"] = self.copy()
+
+
+class SwapsIn(Callback):
+    """A moving average of the weights that is validated in their place, as people write it themselves."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.average = {name: value.detach().clone() for name, value in pl_module.named_parameters()}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        for name, value in pl_module.named_parameters():
+            self.average[name].lerp_(value.detach(), 0.2)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = {name: value.detach().clone() for name, value in pl_module.named_parameters()}
+        for name, value in pl_module.named_parameters():
+            value.data.copy_(self.average[name])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, value in pl_module.named_parameters():
+            value.data.copy_(self.before[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*have the shapes of the weights")
+def test_a_callback_that_swaps_weights_for_validation_changes_no_training() -> None:
+    options: dict[str, Any] = {"sync_every": 5, "sync_on_epoch_end": False}
+    swapped = fit(Validated(), local_sgd(**options), callbacks=[SwapsIn()], val_check_interval=2)
+    plain = fit(Validated(), local_sgd(**options), val_check_interval=2)
+    for ours, theirs in zip(swapped, plain, strict=True):
+        assert same(ours["weights"], theirs["weights"])
+
+
+class Resumable(Validated):
+    """Notes the weights that it was last validated with."""
+
+    def train_dataloader(self) -> Any:
+        data = pairs(2)
+        return ResumableLoader(data, BATCH, sampler=RandomReshufflingSampler(data))
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.notes = {"validated with": {key: value.clone() for key, value in self.state_dict().items()}}
+
+
+class KeepsOn(SwapsIn):
+    """Goes on with its average."""
+
+    average: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.average is None:
+            super().on_train_start(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average = state_dict["average"]
+
+
+@pytest.mark.filterwarnings("ignore:.*have the shapes of the weights")
+@pytest.mark.parametrize("sync_on_epoch_end", [True, False])
+def test_an_average_that_a_callback_keeps_itself_is_one_on_all_ranks(sync_on_epoch_end: bool, tmp_path: Path) -> None:
+    """And goes on in mid-round as it was."""
+    options: dict[str, Any] = {"sync_every": 5, "sync_on_epoch_end": sync_on_epoch_end}
+    often: dict[str, Any] = {"val_check_interval": 2, "max_epochs": 3}
+    saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=9)
+    whole = fit(Resumable(), local_sgd(**options), callbacks=[KeepsOn(), saver], **often)
+    path = tmp_path / "step=9.ckpt"
+    resumed = fit(Resumable(), local_sgd(**options), callbacks=[KeepsOn()], ckpt_path=path, **often)
+    assert same(whole[0]["validated with"], whole[1]["validated with"])
+    assert not same(whole[0]["validated with"], whole[0]["weights"])
+    for before, after in zip(whole, resumed, strict=True):
+        assert same(before["weights"], after["weights"])
+        assert same(before["validated with"], after["validated with"])
+
+
+class OnTheFirstRankAlone(SwapsIn):
+    """Averages in a module, where its file is written."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.model = deepcopy(pl_module.network) if trainer.is_global_zero else None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.model is not None:
+            for kept, value in zip(self.model.parameters(), pl_module.network.parameters(), strict=True):
+                kept.data.lerp_(value.detach(), 0.2)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*are there on some ranks only")
+def test_a_model_that_the_first_rank_alone_keeps_is_no_hang() -> None:
+    kept = fit(Validated(), local_sgd(sync_every=5), callbacks=[OnTheFirstRankAlone()], val_check_interval=2)
+    plain = fit(Validated(), local_sgd(sync_every=5), val_check_interval=2)
+    for ours, theirs in zip(kept, plain, strict=True):
+        assert same(ours["weights"], theirs["weights"])
 
 
 @pytest.mark.parametrize("norm", [False, True])

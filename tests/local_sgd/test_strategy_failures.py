@@ -97,7 +97,7 @@ def test_uneven_batches_are_refused_before_the_first_step() -> None:
     begin = time.monotonic()
     with pytest.raises(ProcessRaisedException, match=r"different numbers of training batches: \[8, 5\]"):
         fit(Uneven(), local_sgd(sync_every=4))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
 
 
 def test_streams_that_end_apart_are_an_error_and_no_hang() -> None:

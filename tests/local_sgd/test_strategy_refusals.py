@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import LearningRateFinder, Timer
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from lit_papers.local_sgd import LocalSGDStrategy, RandomReshufflingSampler
 from lit_papers.local_sgd.averaging import Groups
@@ -34,7 +35,24 @@ class LogsAtTheEpochsEnd(Logs):
     how: ClassVar[dict[str, Any]] = {"on_step": False, "on_epoch": True}
 
 
-@pytest.mark.parametrize(("module", "callbacks"), [(Logs(), []), (Uneven(), [Timer("00:01:00:00")])])
+class AsksAMetric(Uneven):
+    """Which asks all ranks itself, past the strategy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        loss = super().training_step(batch, batch_index)
+        self.loss.update(loss.detach())
+        self.log("train_loss", self.loss.compute())
+        return loss
+
+
+WAITING = [(Logs(), []), (Uneven(), [Timer("00:01:00:00")]), (AsksAMetric(), [])]
+
+
+@pytest.mark.parametrize(("module", "callbacks"), WAITING)
 def test_what_needs_all_ranks_in_an_open_round_is_refused_at_once(module: Any, callbacks: Any) -> None:
     begin = time.monotonic()
     with pytest.raises(ProcessRaisedException, match=r"uneven_inputs='stop' and (.|\n)* in a training batch exclude"):

@@ -55,6 +55,24 @@ def test_every_measured_table_is_shown() -> None:
         assert f"<!-- measured: {path.parents[2].name}/{path.stem} -->" in texts
 
 
+def test_a_kill_in_the_middle_of_writing_leaves_the_results_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "score.json"
+    before = Results((Outcome("", 0, {"score": 1.0}, {}, 1.0),), "", {}, "", "", "")
+    before.write(path)
+
+    def written_by_half(path: Path, text: str, encoding: str) -> None:
+        with path.open("w", encoding=encoding) as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", written_by_half)
+    with pytest.raises(KeyboardInterrupt):
+        Results((Outcome("", 0, {"score": 2.0}, {}, 1.0),), "", {}, "", "", "").write(path)
+    assert Results.read(path) == before
+
+
 def test_a_measured_table_goes_to_a_file_and_into_a_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "ROOMS", tmp_path)
     rows = {"ours": {"time [s]": 0.123456, "beside it": 1.0}, "a|b": {"time [s]": 12}}
