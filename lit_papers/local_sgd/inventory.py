@@ -121,9 +121,9 @@ class Inventory:
         taken = {id(each) for tensor in own for each in (tensor, tensor.grad)}
         found: dict[str, Tensor] = {}
         for place, owner in (*enumerate(self.callbacks), ("module", self.module)):
-            for name, collection in _collections(owner):
+            for name, collection in _collections(owner, most=len(own)):
                 tensors = dict(collection) if isinstance(collection, Mapping) else dict(enumerate(collection))
-                if not shapes or len(tensors) > len(own) or not _follow(tensors.values(), shapes):
+                if not shapes or not _follow(tensors.values(), shapes):
                     continue
                 if taken.isdisjoint(map(id, tensors.values())):
                     path = f"{place}.{type(owner).__name__}.{name}"
@@ -226,14 +226,16 @@ def _can_be_averaged(tensor: Tensor) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and not bool(nn.parameter.is_lazy(tensor))
 
 
-def _collections(owner: object) -> Iterator[tuple[str, Mapping[Any, Tensor] | Sequence[Tensor]]]:
-    """Lists and mappings of tensors that are attributes, or attributes of one."""
+def _collections(owner: object, most: int) -> Iterator[tuple[str, Mapping[Any, Tensor] | Sequence[Tensor]]]:
+    """Lists and mappings of so many tensors that are attributes, or attributes of one."""
     for name, value in vars(owner).items():
         if name in _LIGHTNINGS or isinstance(value, (nn.Module, Optimizer, Trainer, Tensor)):
             continue
         inside = getattr(value, "__dict__", {})  # not entries of mappings: people keep notes in them
         for path, each in ((name, value), *((f"{name}.{key}", each) for key, each in inside.items())):
-            members = each.values() if isinstance(each, Mapping) else each if isinstance(each, (list, tuple)) else ()
+            if not isinstance(each, (Mapping, list, tuple)) or len(each) > most:  # memories may be long
+                continue
+            members = each.values() if isinstance(each, Mapping) else each
             if members and all(isinstance(member, Tensor) for member in members):
                 yield path, each
 
