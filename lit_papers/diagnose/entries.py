@@ -111,6 +111,11 @@ ENTRIES: tuple[Entry, ...] = (
             ),
             Row("cdnv", "CDNV, scatter beside distance of class pairs", "below 0.1: few-shot transfer is easy"),
             Row(
+                "class_mean_noise",
+                "share of the class means' spread that is chance",
+                "near 0: samples enough; at 1/2 NC1 and CDNV come out at half of what they are, at 1 they say nothing",
+            ),
+            Row(
                 "effective_rank",
                 "effective rank of the features",
                 "classes - 1 at collapse; more: scatter is left; fewer: classes share directions",

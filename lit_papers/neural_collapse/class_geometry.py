@@ -100,6 +100,38 @@ def class_distance_variance(stats: ClassStatistics) -> Tensor:
     return torch.where((distances > resolved).all(), average, torch.nan)
 
 
+def class_mean_noise(stats: ClassStatistics) -> Tensor:
+    r"""The share of the class means' spread that is the chance of their samples.
+
+    .. math:: \frac{\big(1 - \tfrac1C\big) \sum_c s^2 / n_c}{\sum_c \|\dot\mu_c\|^2}, \qquad
+              s^2 = \frac{\mathrm{tr}(N \Sigma_W)}{N - C}
+
+    the expected squared deviation of centred means of samples over what there is. At a share :math:`r` the true means
+    are spread by about ``1 - r`` of what is seen, and NC1 and CDNV come out by that factor too small: pure scatter has
+    1, whatever its NC1. It is worth a look where few samples are measured, or many classes.
+
+    Args:
+        stats: statistics of ``C`` classes in ``d`` dimensions, of which those seen count.
+
+    Returns:
+        Scalar >= 0, by chance also above 1; NaN if no class has two samples, or all class means coincide.
+
+    Raises:
+        ValueError: fewer than two classes were seen.
+
+    >>> stats = ClassStatistics(torch.tensor([2, 2]), torch.tensor([[2.0], [-2.0]]), torch.tensor([[4.0]]))
+    >>> class_mean_noise(stats)  # s^2 = 2
+    tensor(0.1250, dtype=torch.float64)
+    """
+    means = centered_class_means(stats)  # (C_seen, d)
+    counts = stats.counts[stats.counts > 0]
+    spare = counts.sum() - len(counts)
+    variance = stats.within_scatter.diagonal().sum().clamp_min(0) / spare
+    expected = (1 - 1 / len(counts)) * (variance / counts).sum()
+    spread = means.square().sum()
+    return torch.where((spare > 0) & (spread > 0), expected / spread, torch.nan)
+
+
 def seli_deviation(vectors: Tensor, counts: Tensor, *, of: Literal["means", "weights"]) -> Tensor:
     r"""NC2 for classes of any sizes: how far the Gram matrix is from that of the interpolating geometry.
 

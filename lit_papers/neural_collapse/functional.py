@@ -9,7 +9,12 @@ import math
 import torch
 from torch import Tensor
 
-from lit_papers.neural_collapse.class_geometry import class_distance_variance, effective_rank, seli_deviation
+from lit_papers.neural_collapse.class_geometry import (
+    class_distance_variance,
+    class_mean_noise,
+    effective_rank,
+    seli_deviation,
+)
 from lit_papers.neural_collapse.decisions import ncc_mismatch, nearest_class_mean
 from lit_papers.neural_collapse.decomposition import (
     check_weight,
@@ -30,6 +35,7 @@ __all__ = [
     "ClassStatistics",
     "centered_class_means",
     "class_distance_variance",
+    "class_mean_noise",
     "class_statistics",
     "effective_rank",
     "equinorm",
@@ -157,8 +163,9 @@ def neural_collapse_measures(
 
     The measures of Papyan et al. 2020 and Han et al., ICLR 2022: see :func:`variability_collapse`,
     :func:`equinorm`, :func:`max_equiangularity` and :func:`self_duality`; and what the same statistics give
-    besides: :func:`class_distance_variance`, :func:`seli_deviation` (NC2 for classes of any sizes) and
-    :func:`effective_rank`. Classes never seen are left out.
+    besides: :func:`class_distance_variance`, :func:`seli_deviation` (NC2 for classes of any sizes),
+    :func:`effective_rank` and :func:`class_mean_noise` (whether there are samples enough). Classes never seen are left
+    out.
 
     Args:
         stats: statistics of ``C`` classes in ``d`` dimensions.
@@ -168,8 +175,8 @@ def neural_collapse_measures(
     Returns:
         Scalars: ``nc1`` and ``nc1_over_c`` (divided by the number of classes seen), ``nc2_equinorm_means``,
         ``nc2_equinorm_weights``, ``nc2_max_angle_means``, ``nc2_max_angle_weights``, ``nc2_seli_means``,
-        ``nc2_seli_weights``, ``nc3_self_duality``, ``cdnv`` and ``effective_rank``; and two integers, ``rank`` of the
-        centred class means and ``num_classes_seen``.
+        ``nc2_seli_weights``, ``nc3_self_duality``, ``cdnv``, ``effective_rank`` and ``class_mean_noise``; and two
+        integers, ``rank`` of the centred class means and ``num_classes_seen``.
 
     Raises:
         ValueError: ``weight`` is not ``(C, d)``, or fewer than two classes were seen.
@@ -194,6 +201,7 @@ def neural_collapse_measures(
         "nc3_self_duality": self_duality(weight, stats, center_classifier=center_classifier),
         "cdnv": class_distance_variance(stats),
         "effective_rank": effective_rank(stats),
+        "class_mean_noise": class_mean_noise(stats),
         "rank": rank,
         "num_classes_seen": torch.tensor(len(means), device=means.device),
     }

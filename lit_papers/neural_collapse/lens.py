@@ -45,9 +45,11 @@ _MEASURES = (
     "nc3_self_duality",
     "cdnv",
     "effective_rank",
+    "class_mean_noise",
     "rank",
     "num_classes_seen",
 )
+_NOISY = 0.5  # share of noise, at which NC1 is off by a factor of two
 _REDUCTIONS = ("mean", "batchmean", None, "auto")
 _STATISTICS, _ERROR, _DECISIONS = "class statistics", "train error", "decisions"
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -146,6 +148,11 @@ class CollapseLens(Lens):
         self._warn_of_unseen(stats)
         measures = neural_collapse_measures(stats, moment.head()[0], center_classifier=self.center_classifier)
         numbers: Numbers = {key: float(measures[key]) for key in _MEASURES}
+        if float(measures["class_mean_noise"]) > _NOISY:
+            self._warn_once(
+                "half or more of the spread of the class means is the chance of their samples (class_mean_noise), so "
+                "NC1 and CDNV come out at half or less of what they are: measure more samples of each class"
+            )
         inside = {layer.name: self._layer_statistics(moment, layer) for layer in prepared}
         shares = self._mismatches(moment, prepared, [stats, *inside.values()])
         if self.ncc:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from lit_papers.neural_collapse.functional import (
     ClassStatistics,
+    centered_class_means,
     class_distance_variance,
+    class_mean_noise,
     class_statistics,
     effective_rank,
     least_squares_classifier,
@@ -19,6 +21,7 @@ from lit_papers.neural_collapse.functional import (
     seli_deviation,
     simplex_etf,
     snr_singular_values,
+    variability_collapse,
 )
 from lit_papers.neural_collapse.linear_algebra import cholesky_factor, range_basis
 from lit_papers.neural_collapse.metrics import ClassStatisticsMetric
@@ -252,3 +255,43 @@ def test_any_shape_gives_numbers_or_nan(classes: int, number: int, dim: int, dty
         assert parts["loss"].item() == pytest.approx((parts["ls"] + parts["perp"]).item(), rel=1e-8)
     assert snr_singular_values(stats).shape == (min(dim, min(classes, number) - 1),)
     assert nearest_class_mean(features, stats).shape == (number,)
+
+
+def test_pure_scatter_is_told_from_collapse_by_few_samples() -> None:
+    """Six samples a class in 512 directions look as if they had nearly collapsed: NC1 is below 1, not infinite."""
+    for count in (6, 40, 300):
+        targets = torch.arange(10).repeat_interleave(count)
+        features = torch.randn(len(targets), 512, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+        stats = class_statistics(features, targets, 10)
+        assert class_mean_noise(stats).item() == pytest.approx(1, abs=0.1)
+    few = class_statistics(features[::50], targets[::50], 10)
+    assert variability_collapse(stats) > 40 > 1 > variability_collapse(few)
+
+
+def test_noise_of_class_means_is_what_more_samples_take_away() -> None:
+    """NC1 of few samples, divided by one less the share, is that of many; unequal counts, classes that are not seen."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(6, 40, generator=generator, dtype=torch.float64)
+
+    def of(counts: list[int]) -> ClassStatistics:
+        targets = torch.arange(6).repeat_interleave(torch.tensor(counts))
+        noise = torch.randn(len(targets), 40, generator=generator, dtype=torch.float64)
+        return class_statistics(means[targets] + 2 * noise, targets, 7)
+
+    few, many = of([5, 10, 15, 20, 5, 5]), of([20_000] * 6)
+    share = class_mean_noise(few)
+    by_hand = (1 - 1 / 6) * sum(4 * 40 / n for n in (5, 10, 15, 20, 5, 5))
+    spread = (centered_class_means(few)).square().sum()
+    assert share.item() == pytest.approx(by_hand / spread.item(), rel=0.15)  # the variance is estimated
+    assert class_mean_noise(many) < 0.01
+    truth = class_distance_variance(many).item()
+    assert class_distance_variance(few).item() < 0.7 * truth
+    assert class_distance_variance(few).item() / (1 - share.item()) == pytest.approx(truth, rel=0.25)
+
+
+def test_noise_of_class_means_that_nobody_knows() -> None:
+    targets = torch.arange(4)
+    assert class_mean_noise(class_statistics(torch.randn(4, 3), targets, 4)).isnan(), "a sample a class"
+    assert class_mean_noise(class_statistics(torch.ones(8, 3), targets.repeat(2), 4)).isnan(), "no spread"
+    with pytest.raises(ValueError, match="at least two classes"):
+        class_mean_noise(class_statistics(torch.randn(4, 3), 0 * targets, 4))

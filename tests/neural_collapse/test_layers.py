@@ -115,6 +115,7 @@ def test_all_layers_are_the_blocks_that_run_beside_the_classifier() -> None:
     assert [key.removesuffix("/nc1") for key in found if key.endswith("/nc1")] == ["1", "2"]
 
 
+@pytest.mark.filterwarnings("ignore:neural collapse. half or more of the spread")  # of two samples a class
 def test_a_residual_network_has_its_stem_blocks_and_pooling() -> None:
     torch.manual_seed(0)
     net = build_network("resnet18", num_classes=3, input_shape=(1, 16, 16))
@@ -246,3 +247,13 @@ def test_one_class_is_nan_with_a_reason() -> None:
         fit(Module(network()), [callback])
     assert "at least two classes" in callback.history[-1]["reason"]
     assert math.isnan(callback.history[-1]["nc1"])
+
+
+def test_too_few_samples_are_said() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(36, 64), nn.Linear(64, 3))
+    data = TensorDataset(torch.randn(12, 36), torch.arange(12) % 3)
+    with pytest.warns(
+        UserWarning, match="NC1 and CDNV come out at half or less of what they are: measure more samples"
+    ):
+        assert CollapseLens()(net, DataLoader(data, 4))["class_mean_noise"] > 0.5
