@@ -134,7 +134,8 @@ ENTRIES: tuple[Entry, ...] = (
         "features would leave (least squares) and what the head is away from it; on the central path the second is "
         "nothing. The signal-to-noise ratios of the features, one for each direction between classes, then say "
         "all. Where another loss is minimised, or its weight decay is not known, only these ratios are given.",
-        f"{_EXACT} Ratios are not known where features do not scatter at all in some direction (dead units).",
+        f"{_EXACT} Ratios are not known where features do not scatter at all in some direction (dead units). "
+        "Of N samples of C classes with d features they come out too large, by about sqrt(N / (N - C - d)).",
         f"{_HAN}, section 3",
         (
             Row("loss", "MSE loss with its L2 term, per sample", "0 at a perfect fit"),
