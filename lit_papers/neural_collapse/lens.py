@@ -148,7 +148,7 @@ class CollapseLens(Lens):
         self._warn_of_unseen(stats)
         measures = neural_collapse_measures(stats, moment.head()[0], center_classifier=self.center_classifier)
         numbers: Numbers = {key: float(measures[key]) for key in _MEASURES}
-        if float(measures["class_mean_noise"]) > _NOISY:
+        if float(measures["class_mean_noise"]) > _NOISY and not moment.subject.trial:  # of one batch it is no wonder
             self._warn_once(
                 "half or more of the spread of the class means is the chance of their samples (class_mean_noise), so "
                 "NC1 and CDNV come out at half or less of what they are: measure more samples of each class"
