@@ -63,7 +63,7 @@ class GraphCall:
                 f"the model cannot be called on these graphs ({type(error).__name__}: {reason}). Give graphs that have "
                 "what it reads (x of its width, edge_attr, pos), or call=, a function (model, batch) to its output."
             ) from error
-        return None if None in noted else frozenset(batch.keys()) & noted - {"batch", "ptr"}
+        return None if None in noted else frozenset(batch.keys()) & noted - {"batch", "ptr", "num_nodes"}
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Rows of the output, (B, d), (N, d) or (E, d).

@@ -1,17 +1,23 @@
 """Graphs and networks as strangers bring them: what is measured is what they mean, or one line says why not."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch_geometric import EdgeIndex
-from torch_geometric.data import HeteroData
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GIN, GraphSAGE, global_add_pool
 from torch_geometric.transforms import ToSparseTensor
 
+from lit_papers.expressiveness.architectures import architecture
 from lit_papers.expressiveness.features import feature_keys, relabel
 from lit_papers.expressiveness.graphs import make_graph, named_pair
 from lit_papers.expressiveness.kmpnn import KMPNN
 from lit_papers.expressiveness.separation import relabelled, separation_power
+from lit_papers.expressiveness.tensor_language import ExpressionError, ExpressionModule, evaluate, parse
+from lit_papers.expressiveness.weisfeiler_leman import colour_refinement, graph_hash
 
 ALIKE = named_pair("hexagon-triangles")
 APART = (make_graph(4, [(0, 1), (1, 2)]), make_graph(4, [(0, 1), (2, 3)]))
@@ -159,3 +165,53 @@ def test_other_forms_of_edges() -> None:
         separation_power(Sparse(), [(HeteroData(), HeteroData())])
     with pytest.raises(ValueError, match="edges are held in adj_t"):
         separation_power(Sparse(), [tuple(ToSparseTensor(layout=torch.sparse_csr)(graph.clone()) for graph in APART)])
+
+
+@pytest.mark.parametrize("weight", ["", "*P0(a)"])
+def test_counts_are_differences_of_large_numbers(weight: str) -> None:
+    star = make_graph(301, [(0, i) for i in range(1, 301)])  # no path of 4, and 300^3 walks of 4
+    names = "abcde"
+    edges = "*".join(f"E({x},{y})" for x, y in itertools.pairwise(names))
+    apart = "*".join(f"1[{x}!={y}]" for x, y in itertools.combinations(names, 2))
+    found = evaluate(parse(f"sum[{','.join(names)}]({edges}*{apart}{weight})"), star)
+    assert (found.dtype, found.item()) == (torch.float32, 0.0)
+
+
+@pytest.mark.parametrize("name", ["update", "values", "type", "train"])
+def test_functions_of_any_name(name: str) -> None:
+    layer = nn.Linear(1, 2)
+    module = ExpressionModule(f"{name}(P(x))", {name: layer})
+    assert torch.equal(module(BRANCHED), layer(BRANCHED.x))
+    assert len(list(module.parameters())) == 2
+
+
+def test_deep_expressions_are_copied() -> None:
+    module = ExpressionModule(architecture("gcn", layers=150).expression, {})
+    assert copy.deepcopy(module).expression == module.expression
+
+
+def test_matrices_of_directed_graphs() -> None:
+    ring = Data(edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]), num_nodes=3)
+    assert evaluate(parse("M[walk3](x,x)"), ring).flatten().tolist() == [1.0, 1.0, 1.0]
+    for name in ("resistance", "spectral1"):
+        with pytest.raises(ValueError, match=f"M.{name}. is of undirected graphs"):
+            evaluate(parse(f"M[{name}](x,x)"), ring)
+
+
+def test_features_that_float64_would_round_are_different_colours() -> None:
+    def one(rows):
+        return Data(edge_index=torch.zeros(2, 0, dtype=torch.int64), x=torch.tensor(rows), num_nodes=2)
+
+    for rows in ([[2**53], [2**53 + 1]], [[1 + 1j], [1 + 0j]]):
+        assert colour_refinement(one(rows)).num_classes == 2
+    assert graph_hash(one([[7], [2]]), "cr") == graph_hash(one([[7.0], [2.0]]), "cr")
+    mixed = one([[1.0], [2.0]])
+    mixed.batch = torch.tensor([1, 0])
+    with pytest.raises(ValueError, match="batch is not sorted"):
+        graph_hash(mixed, "cr")
+
+
+@pytest.mark.parametrize("text", ["P(x)^²", "E[²](x,y)", "P²(x)", "1/1e-320"])
+def test_numbers_that_are_none(text: str) -> None:
+    with pytest.raises(ExpressionError, match="at position"):
+        parse(text)
