@@ -179,8 +179,9 @@ def dressed(graph: Any, like: Any) -> Any:
         like: a graph that a model reads.
 
     Raises:
-        ValueError: the graph has features that differ.
+        ValueError: the graph has features that differ, or other forms of edges.
     """
+    refuse_other_forms(graph)
     for key in feature_keys(graph):
         value = _feature(graph, key)
         if (graph.is_node_attr(key) or graph.is_edge_attr(key)) and len(value) and (value != value[:1]).any():
