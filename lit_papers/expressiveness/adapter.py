@@ -109,8 +109,8 @@ def _noting(batch: Any, noted: set[str | None]) -> Any:
             noted.add(None if key in ("to_dict", "to_namedtuple", "to_data_list", "get_example", "stores") else key)
             return super().__getattribute__(key)
 
-        def __getitem__(self, key: str) -> Any:
-            noted.add(key)
+        def __getitem__(self, key: Any) -> Any:
+            noted.add(key if isinstance(key, str) else None)  # a graph of the batch
             return super().__getitem__(key)
 
         def __iter__(self) -> Any:

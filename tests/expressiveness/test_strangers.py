@@ -92,6 +92,10 @@ def test_the_tests_see_what_is_read_of_a_batch_and_nothing_else() -> None:
     numbered = with_(ALIKE[0], idx=torch.tensor([3]), name="a"), with_(ALIKE[1], idx=torch.tensor([7]), name="b")
     report = separation_power(plain, [numbered])
     assert (report.status, report.ceiling) == (("equal",), {"cr": 0})  # as of QM9, whose graphs have numbers
+    parts = separation_power(
+        plain, [numbered], call=lambda model, data: torch.stack([data[i].x.sum(0) for i in range(len(data))])
+    )
+    assert parts.ceiling == {"cr": 1}
     taken = separation_power(
         plain, [numbered], call=lambda model, data: model(data.__class__.from_dict(data.to_dict()))
     )
