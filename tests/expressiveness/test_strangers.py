@@ -15,7 +15,7 @@ from lit_papers.expressiveness.architectures import architecture
 from lit_papers.expressiveness.features import feature_keys, relabel
 from lit_papers.expressiveness.graphs import make_graph, named_pair
 from lit_papers.expressiveness.kmpnn import KMPNN
-from lit_papers.expressiveness.separation import relabelled, separation_power
+from lit_papers.expressiveness.separation import paired_t2, relabelled, separation_power
 from lit_papers.expressiveness.tensor_language import ExpressionError, ExpressionModule, evaluate, parse
 from lit_papers.expressiveness.weisfeiler_leman import colour_refinement, graph_hash
 
@@ -219,3 +219,18 @@ def test_features_that_float64_would_round_are_different_colours() -> None:
 def test_numbers_that_are_none(text: str) -> None:
     with pytest.raises(ExpressionError, match="at position"):
         parse(text)
+
+
+def test_embeddings_that_say_nothing_are_refused() -> None:
+    rows = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    for left, options, message in (
+        (rows * torch.nan, {}, "must be finite"),
+        (rows * torch.inf, {"rule": "released"}, "must be finite"),
+        (rows, {"alpha": 5}, "alpha must lie between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paired_t2(left, rows, **options)
+    with pytest.raises(ValueError, match="at least two relabelings"):
+        paired_t2(rows[:1], rows[:1], rule="released")
+    whole = torch.arange(32)[:, None] % 3
+    assert paired_t2(whole, whole.roll(1)).statistic == paired_t2(whole.double(), whole.roll(1).double()).statistic
