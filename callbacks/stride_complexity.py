@@ -77,6 +77,8 @@ class StrideComplexity(Record):
         if self._counter is None:
             return
         counter, self._counter = self._counter, None
+        if not counter.layers:
+            return  # the training step skipped this batch
         for name, layer in stride_layers(pl_module).items():
             size = counter.input_sizes.get(name)
             if size is not None and is_stuck(layer, self._strides[name], size):

@@ -50,6 +50,8 @@ class Arrangements:
         gates: (d, p) float64; column i lies inside cone i: ``patterns == (x @ gates > 0)`` above rounding.
         exact: these are the patterns of all chambers.
         data: fingerprint of the data that they are the patterns of; None for patterns made by hand.
+        merged: (n,) by what angle each sample was turned to lie on the line of another, where any was by more than
+            rounding: patterns in between are missing, and bounds allow for them.
 
     Raises:
         ValueError: `exact` is claimed of no data.
@@ -59,6 +61,7 @@ class Arrangements:
     gates: Tensor
     exact: bool
     data: str | None = None
+    merged: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.exact and self.data is None:
@@ -84,7 +87,8 @@ class Arrangements:
         patterns = torch.cat([self.patterns, other.patterns], 1)
         keep = _unique_columns(patterns.numpy())
         gates = torch.cat([self.gates, other.gates], 1)[:, keep]
-        return Arrangements(patterns[:, keep], gates, self.exact or other.exact, self.data)
+        merged = self.merged if self.exact else other.merged
+        return Arrangements(patterns[:, keep], gates, self.exact or other.exact, self.data, merged)
 
     def only(self, columns: Tensor) -> "Arrangements":
         """Some of the patterns."""
@@ -171,7 +175,18 @@ def enumerate_arrangements(x: Tensor, *, max_patterns: int = 50_000) -> Arrangem
     if len(_unique_columns(patterns)) != patterns.shape[1]:
         raise ArithmeticError("two chambers have one pattern: x is too degenerate for float64; scale its columns.")
     found = torch.from_numpy(patterns), torch.from_numpy(np.ascontiguousarray(gates))
-    return Arrangements(*found, exact=True, data=fingerprint(x))
+    return Arrangements(*found, exact=True, data=fingerprint(x), merged=_turned(x, lines @ basis.T, members, signs))
+
+
+def _turned(x: Tensor, lines: Array, members: NDArray[np.intp], signs: Array) -> Tensor | None:
+    """Angles (n,) between samples and their lines; None where all are rounding."""
+    on = members >= 0
+    rows = x.numpy()[on] / np.abs(x.numpy()[on]).max(1, keepdims=True)
+    angles = np.zeros(len(x))
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    angles[on] = np.linalg.norm(units - signs[on, None] * lines[members[on]], axis=1)
+    angles[angles <= 64 * x.shape[1] * np.finfo(float).eps] = 0.0
+    return torch.from_numpy(angles) if angles.any() else None
 
 
 def sample_arrangements(x: Tensor, num_samples: int, *, generator: torch.Generator | None = None) -> Arrangements:

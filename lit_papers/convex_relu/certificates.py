@@ -97,8 +97,17 @@ def price(x: Tensor, nu: Tensor, arrangements: Arrangements, *, least: float | N
         torch.where(blocks < num_patterns, 1.0, -1.0).to(x.dtype),
         points / torch.where(lengths > 0, lengths, 1.0)[:, None],
         lengths,
-        max(float(values.max()) if len(values) else 0.0, rest if least is not None else 0.0),
+        max(float(values.max()) if len(values) else 0.0, rest if least is not None else 0.0)
+        + _between(x, nu, arrangements),
     )
+
+
+def _between(x: Tensor, nu: Tensor, arrangements: Arrangements) -> float:
+    """By how much a neuron between two hyperplanes that were taken for one can have more correlation."""
+    if arrangements.merged is None:
+        return 0.0
+    sizes = nu.abs() if nu.ndim == 1 else nu.norm(dim=1)
+    return float((sizes * x.norm(dim=1)) @ arrangements.merged)
 
 
 def dual_norm(x: Tensor, nu: Tensor, arrangements: Arrangements | None = None) -> DualNorm:
@@ -158,7 +167,7 @@ def _over_patterns(x: Tensor, nu: Tensor, arrangements: Arrangements) -> float:
     for part in arrangements.patterns.split(max(1, _columns(x) // nu.shape[1]), 1):  # type: ignore[no-untyped-call]
         maps = torch.einsum("nk,np,nd->pkd", nu, part.to(x.dtype), x)
         together = max(together, float(torch.linalg.matrix_norm(maps, ord=2).max()))
-    return min(apart, together)
+    return min(apart, together + _between(x, nu, arrangements))
 
 
 def dual_bound(y: Tensor, nu: Tensor, sup: float, beta: float, *, loss: Loss = "squared") -> float:

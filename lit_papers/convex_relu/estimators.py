@@ -95,8 +95,8 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         if problem.num_outputs == 1:
             try:
                 arrangements = enumerate_arrangements(data, max_patterns=self.max_patterns)
-            except TooManyPatternsError:
-                pass
+            except (TooManyPatternsError, ArithmeticError):
+                pass  # float64 does not tell them apart: features far from zero for their spread, beside a bias
             else:
                 begin = None if start is None else blocks_of(problem, arrangements, *start)
                 solution = solve(problem, arrangements, tol=self.tol, start=begin)
@@ -115,7 +115,7 @@ class _ConvexReLU(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         check_is_fitted(self)
         data = torch.from_numpy(self._with_bias(validate_data(self, x, dtype=np.float64, reset=False)))
         layers = torch.from_numpy(self.weight_), torch.from_numpy(self.alpha_)
-        outputs: Array = network_output(data, *layers, torch.as_tensor(self.bias_)).numpy()
+        outputs: Array = network_output(data, *layers, torch.as_tensor(self.bias_, dtype=torch.float64)).numpy()
         return outputs
 
     def _with_bias(self, x: Array) -> Array:
@@ -253,6 +253,14 @@ class ConvexReLUClassifier(ClassifierMixin, _ConvexReLU):  # type: ignore[misc]
         return labels
 
 
+def _falling(betas: Any) -> Array:
+    """A path given by the user, the largest first."""
+    path = np.sort(np.atleast_1d(np.asarray(betas, dtype=np.float64)).ravel())[::-1]
+    if len(path) == 0 or not (path > 0).all():
+        raise ValueError(f"betas must be positive numbers, at least one; got {betas}.")
+    return path
+
+
 class ConvexReLURegressorCV(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """`ConvexReLURegressor` along a path of betas, the best of which cross-validation chooses.
 
@@ -299,9 +307,7 @@ class ConvexReLURegressorCV(RegressorMixin, BaseEstimator):  # type: ignore[misc
         """Choose beta, and find the network for samples (n, d) and targets (n,) or (n, k)."""
         x, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, multi_output=True)
         y = np.asarray(y, dtype=np.float64)
-        self.betas_ = (
-            self._path(x, y) if self.betas is None else np.sort(np.asarray(self.betas, dtype=np.float64))[::-1]
-        )
+        self.betas_ = self._path(x, y) if self.betas is None else _falling(self.betas)
         errors: list[list[float]] = []
         for train, test in check_cv(self.cv).split(x, y):
             model = self._regressor()

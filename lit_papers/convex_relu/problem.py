@@ -180,11 +180,12 @@ class Problem:
         x = check_features(x)
         y = check_targets(y, x, loss)
         beta = check_beta(beta)
+        if weights is not None:
+            weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
         name = fingerprint(x, y, beta, loss, weights, output_bias)
         data = fingerprint(x)
         mean_weight = 1.0
         if weights is not None:
-            weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
             if weights.shape != (len(x),) or not bool((weights > 0).all() and weights.isfinite().all()):
                 raise ValueError(
                     f"weights must be {len(x)} positive finite numbers; leave samples of weight zero out. Got shape "
@@ -198,7 +199,9 @@ class Problem:
             y = y / y_unit
             if output_bias:  # the outputs' mean is the bias': what is left is the network's
                 y_shift = best_bias(torch.zeros_like(y), y, loss, weights) * y_unit
+                rounding = 4 * torch.finfo(y.dtype).eps * y.abs().amax(0)
                 y = y - y_shift / y_unit
+                y = torch.where(y.abs().amax(0) <= rounding, 0.0, y)  # of constant targets nothing is left but that
                 more = _power_of_two(y)
                 y, y_unit = y / more, y_unit * more
         scaled = beta / x_unit / y_unit / mean_weight

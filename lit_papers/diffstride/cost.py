@@ -13,6 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_papers.diffstride.resampling import Resampling
 
+# what reads (time, samples, channels) unless it says batch_first
+_SEQUENCES = (
+    nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer,
+    nn.TransformerDecoder, nn.TransformerDecoderLayer,
+)  # fmt: skip
 _TWICE = 2  # `torch.utils.flop_counter` counts a multiplication and an addition as two
 
 
@@ -148,11 +153,18 @@ class CostCounter:
 
 
 def _samples(module: nn.Module, inputs: tuple[Any, ...]) -> int:
-    """Rows of the first tensor that a module gets; one for a layer that is called without a batch."""
+    """Samples in the first tensor that a module gets; one for a layer that is called without a batch."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[0]
     for tensor in _tensors(inputs):
-        axes = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(module))
-        unbatched = tensor.ndim == 0 or (axes is not None and tensor.ndim == axes + 1)
-        return 1 if unbatched else max(len(tensor), 1)
+        if tensor.ndim == 0:
+            continue  # a temperature, or a step
+        if isinstance(module, _SEQUENCES):
+            first = next(part.batch_first for part in module.modules() if hasattr(part, "batch_first"))
+            return 1 if tensor.ndim == 2 else max(tensor.shape[0 if first else 1], 1)
+        axes = len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else None
+        axes = 0 if isinstance(module, nn.Linear) else axes
+        return 1 if axes is not None and tensor.ndim == axes + 1 else max(len(tensor), 1)
     return 1
 
 

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,7 +50,8 @@ def per_axis(stride: float | Sequence[float], axes: int) -> list[float]:
     >>> per_axis(2, 2), per_axis((3, 1), 2)
     ([2.0, 2.0], [3.0, 1.0])
     """
-    strides = [stride] * axes if isinstance(stride, (int, float)) else list(stride)
+    alone = isinstance(stride, Real) or getattr(stride, "ndim", 1) == 0  # of NumPy, or a tensor of one
+    strides: list[Any] = [stride] * axes if alone else list(stride)  # type: ignore[arg-type]
     if len(strides) != axes:
         names = ("depth, height, width", "height, width", "length")[3 - axes]
         raise ValueError(f"`stride` must be one number or {axes} ({names}), got {stride!r}")

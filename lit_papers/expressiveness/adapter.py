@@ -1,5 +1,6 @@
 """How a stranger's graph network is called: one place for modules, callbacks and functions."""
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,10 +45,25 @@ class GraphCall:
             raise ValueError(f"readout is for level='graph'; got readout={self.readout!r} at level={self.level!r}.")
 
     def reads(self, model: nn.Module, batch: Any) -> frozenset[str] | None:
-        """Names of what the model gets of a batch; None for the whole of it."""
-        if self.call is not None or not _by_name(model):
-            return None
-        return frozenset(_arguments(model, batch)) - {"batch", "batch_size"}
+        """Try the call once, and return the names of what the model reads of a batch; None for the whole of it.
+
+        Raises:
+            ValueError: it fails; says how, and what to do.
+        """
+        noted: set[str | None] = set()
+        refuse_other_forms(batch)
+        try:
+            with torch.no_grad():
+                self._rows(model, _noting(batch, noted))
+        except ValueError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise ValueError(
+                f"the model cannot be called on these graphs ({type(error).__name__}: {reason}). Give graphs that have "
+                "what it reads (x of its width, edge_attr, pos), or call=, a function (model, batch) to its output."
+            ) from error
+        return None if None in noted else frozenset(batch.keys()) & noted - {"batch", "ptr", "num_nodes"}
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Rows of the output, (B, d), (N, d) or (E, d).
@@ -56,6 +72,9 @@ class GraphCall:
             ValueError: the output has another shape, or the model needs what the batch does not have.
         """
         refuse_other_forms(batch)
+        return self._rows(model, batch)
+
+    def _rows(self, model: nn.Module, batch: Any) -> Tensor:
         if self.call is not None:
             output = self.call(model, batch)
             output = output[0] if isinstance(output, tuple) else output
@@ -80,23 +99,27 @@ class GraphCall:
             total = total / torch.bincount(batch.batch, minlength=batch.num_graphs).clamp_min(1)[:, None]
         return total
 
-    def check(self, model: nn.Module, batch: Any) -> None:
-        """Try the call once.
 
-        Raises:
-            ValueError: it fails; says how, and what to do.
-        """
-        try:
-            with torch.no_grad():
-                self(model, batch)
-        except ValueError:
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else ""
-            raise ValueError(
-                f"the model cannot be called on these graphs ({type(error).__name__}: {reason}). Give graphs that have "
-                "what it reads (x of its width, edge_attr, pos), or call=, a function (model, batch) to its output."
-            ) from error
+def _noting(batch: Any, noted: set[str | None]) -> Any:
+    """A copy of a batch that notes the names of what is read of it, and None where all is taken at once."""
+    kind = type(batch)
+
+    class Noting(kind):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, key: str) -> Any:
+            noted.add(None if key in ("to_dict", "to_namedtuple", "to_data_list", "get_example", "stores") else key)
+            return super().__getattribute__(key)
+
+        def __getitem__(self, key: Any) -> Any:
+            noted.add(key if isinstance(key, str) else None)  # a graph of the batch
+            return super().__getitem__(key)
+
+        def __iter__(self) -> Any:
+            noted.add(None)
+            return super().__iter__()
+
+    watched = copy.copy(batch)
+    object.__setattr__(watched, "__class__", Noting)  # a plain assignment would become an attribute of the graph
+    return watched
 
 
 def _by_name(model: nn.Module) -> bool:

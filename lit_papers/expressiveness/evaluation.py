@@ -5,6 +5,7 @@ those of graphs of one size next to each other, so that a product of matrices is
 Functions therefore see what is there alone, whatever the company of a graph.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -55,6 +56,20 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 """Functions that every expression may use; ``rsqrt`` and ``inv`` are 0 at 0."""
 
 
+def _counts(e: Expression) -> frozenset[Expression]:
+    """Parts that count, or are made of counts and features with differences that count."""
+    plain: set[Expression] = set()
+    featured: set[Expression] = set()
+    for part in postorder(e):
+        if isinstance(part, (Function, Matrix)) or not all(child in plain for child in part.children):
+            continue
+        plain.add(part)
+        if isinstance(part, (Label, EdgeLabel)) or any(child in featured for child in part.children):
+            featured.add(part)
+    # in two indices no inequality is expanded, and features are summed as they are elsewhere
+    return frozenset(part for part in plain if part.summation_depth and (part not in featured or part.width > 2))
+
+
 class _Value(NamedTuple):
     """Values with named indices.
 
@@ -94,7 +109,8 @@ def evaluate(
     Args:
         e: the expression; it is minimised first, and common sub-expressions are computed once.
         data: PyG ``Data`` or ``Batch``. ``data.x`` gives the dtype (float32 without); ``edge_type`` the relations of
-            ``E[r]``, ``edge_attr`` and ``edge_weight`` the channels of ``Q``.
+            ``E[r]``, ``edge_attr`` and ``edge_weight`` the channels of ``Q``. What is counted, without functions, is
+            counted in float64 and rounded at the end.
         functions: more functions, or others in place of `FUNCTIONS`. They get tensors (rows, channels), as many rows in
             each, and return as many: rows are graphs, nodes, edges or tuples of nodes, whatever the arguments are of.
             One that has the name of a `Matrix` gets (G, n, n) numbers of edges, and returns the matrices (G, n, n).
@@ -111,8 +127,10 @@ def evaluate(
         ValueError: a function returns another number of rows than it got, or the graphs cannot be read.
     """
     graphs = read_graphs(data)
-    run = _Evaluation(graphs, {**FUNCTIONS, **(functions or {})}, max_elements)
     smallest = minimise(e)
+    run = _Evaluation(graphs, {**FUNCTIONS, **(functions or {})}, max_elements)
+    if run.device.type != "mps":  # which has no float64
+        run.counts = _counts(smallest)
     for part in postorder(smallest):  # from the inside out, so that no depth of layers is a depth of calls
         if len(part.free) <= 1:
             run.value(part)
@@ -130,6 +148,8 @@ class _Evaluation:
         self.dtype = graphs.x.dtype if floating and graphs.x is not None else torch.float32
         self.device = graphs.owner.device
         self.known: dict[Expression, _Value] = {}
+        self.counts: frozenset[Expression] = frozenset()  # what is computed by `exact`
+        self.exact: _Evaluation | None = None
         self.sizes = []
         for size in torch.unique(graphs.sizes).tolist():
             of_size = (graphs.sizes == size).nonzero()[:, 0]
@@ -138,8 +158,16 @@ class _Evaluation:
 
     def value(self, e: Expression) -> _Value:
         if e not in self.known:
-            self.known[e] = self.compute(e)
+            self.known[e] = self.counted(e) if e in self.counts else self.compute(e)
         return self.known[e]
+
+    def counted(self, e: Expression) -> _Value:
+        """Counts in float64: they grow beyond what float32 has digits for, and are differences of such numbers."""
+        if self.exact is None:
+            self.exact = copy.copy(self)
+            self.exact.dtype, self.exact.known, self.exact.counts = torch.float64, {}, frozenset()
+        value = self.exact.value(e)
+        return value._replace(rows=value.rows.to(self.dtype))
 
     def compute(self, e: Expression) -> _Value:
         match e:
@@ -439,7 +467,10 @@ class ExpressionModule(nn.Module):
         super().__init__()
         self.expression = parse(expression) if isinstance(expression, str) else expression
         functions = dict(functions or {})
-        self.modules_by_name = nn.ModuleDict({k: f for k, f in functions.items() if isinstance(f, nn.Module)})
+        # a dict refuses the names of its own methods, such as update
+        trained = {name: f for name, f in functions.items() if isinstance(f, nn.Module)}
+        self._keys = {name: f"{name}_" if hasattr(nn.ModuleDict, name) else name for name in trained}
+        self.modules_by_name = nn.ModuleDict({self._keys[name]: f for name, f in trained.items()})
         self._plain = {name: f for name, f in functions.items() if not isinstance(f, nn.Module)}
 
     @property
@@ -449,4 +480,5 @@ class ExpressionModule(nn.Module):
 
     def forward(self, data: Any) -> Tensor:
         """`evaluate` on a PyG ``Data`` or ``Batch``."""
-        return evaluate(self.expression, data, {**self._plain, **self.modules_by_name})
+        trained = {name: self.modules_by_name[key] for name, key in self._keys.items()}
+        return evaluate(self.expression, data, {**self._plain, **trained})

@@ -106,6 +106,9 @@ class Expression:
     def __hash__(self) -> int:
         return hash(self._digest)
 
+    def __deepcopy__(self, memo: object) -> "Expression":
+        return self  # immutable, and as deep as a network has layers
+
     def __str__(self) -> str:
         return self.text([str(child) for child in self.children])
 

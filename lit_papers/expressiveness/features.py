@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_papers.expressiveness.graph_batch import refuse_other_forms
 from lit_papers.expressiveness.graphs import import_graph_extra
 
 _ROUNDINGS = 64  # of a channel's largest value, by which features that some computation made may differ
@@ -27,21 +28,76 @@ class Relabelled(NamedTuple):
 
 
 def relabelled(graph: Any, generator: torch.Generator | None) -> Any:
-    """A copy of a PyG graph with its nodes in random order; None draws from the global random stream."""
+    """A copy of a PyG graph with its nodes and edges in random order; None draws from the global random stream.
+
+    Edges stay sorted where they are, and next to their other direction where all are.
+
+    Raises:
+        ValueError: the edges are not held in ``edge_index``, or there too.
+    """
     return relabel(graph, generator).graph
 
 
 def relabel(graph: Any, generator: torch.Generator | None) -> Relabelled:
     """`relabelled`, and where each node went."""
+    refuse_other_forms(graph)
     order = torch.randperm(graph.num_nodes, generator=generator)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
+    before = graph.edge_index.as_subclass(Tensor)  # of PyG's EdgeIndex, which keeps what is true of the old order
+    columns = _edge_order(before, place[before], generator)
     twin = graph.clone()
-    twin.edge_index = place[graph.edge_index]
     for key, value in graph:
-        if key != "edge_index" and isinstance(value, Tensor) and graph.is_node_attr(key):
+        if not isinstance(value, Tensor):
+            if hasattr(value, "sparse_size"):
+                raise _sparse(key)
+        elif value.layout != torch.strided:
+            raise _sparse(key)
+        elif key == "edge_index":
+            twin[key] = place[before][:, columns]
+        elif graph.is_node_attr(key):
             twin[key] = value[order]
+        elif graph.is_edge_attr(key):
+            twin[key] = value[columns]
+        elif _names_nodes(graph, key):
+            twin[key] = place[value]
     return Relabelled(twin, place)
+
+
+def _sparse(key: str) -> ValueError:
+    return ValueError(
+        f"{key} is a sparse matrix, whose nodes cannot be relabelled with the graph: leave it out, and make it by "
+        "transform=ToSparseTensor(remove_edge_index=False), which runs on each relabelled graph."
+    )
+
+
+def _names_nodes(graph: Any, key: str) -> bool:
+    """Whether an attribute holds numbers of nodes, as PyG's batches take it: other edges, or faces."""
+    value = graph[key]
+    return (
+        isinstance(value, Tensor)
+        and value.ndim >= 2
+        and value.dtype == torch.int64
+        and graph.__cat_dim__(key, value) in (-1, value.ndim - 1)
+        and bool(((value >= 0) & (value < graph.num_nodes)).all())
+    )
+
+
+def _edge_order(before: Tensor, after: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(E,) columns in random order, which keeps what a network may rely on."""
+    count, n = before.shape[1], int(before.max()) + 1 if before.numel() else 1
+    if count % 2 == 0 and torch.equal(before[:, ::2], before[:, 1::2].flip(0)):
+        pairs = 2 * torch.randperm(count // 2, generator=generator)
+        return torch.stack([pairs, pairs + 1], 1).flatten()
+    for major in (0, 1):
+        key = before[major] * n + before[1 - major]
+        if (key[1:] >= key[:-1]).all():
+            return torch.argsort(after[major] * n + after[1 - major], stable=True)
+    drawn = torch.randperm(count, generator=generator)
+    for side, moved in zip(before, after, strict=True):
+        if (side[1:] >= side[:-1]).all():
+            return drawn[torch.argsort(moved[drawn], stable=True)]
+    return drawn
 
 
 def snap(graphs: Sequence[Any]) -> None:
@@ -51,7 +107,7 @@ def snap(graphs: Sequence[Any]) -> None:
     transform computed for isomorphic graphs in another order. Values that are not in clear groups stay as they are.
     """
     for key in feature_keys(graphs[0]):
-        values = [graph[key] for graph in graphs if key in graph]
+        values = [_feature(graph, key) for graph in graphs if key in graph]
         if len(values) < len(graphs) or not all(v.is_floating_point() for v in values) or _is_exact(values):
             continue
         flat = torch.cat([value.reshape(len(value), -1) for value in values])
@@ -61,7 +117,7 @@ def snap(graphs: Sequence[Any]) -> None:
             means = sums / torch.bincount(group)
             column.copy_(torch.where(clear, means[group], column))
         for graph, part in zip(graphs, torch.split(flat, [len(value) for value in values]), strict=True):
-            graph[key] = part.reshape(graph[key].shape)
+            graph[key] = part.reshape(torch.as_tensor(graph[key]).shape)
 
 
 def colours(copies: Sequence[Sequence[Relabelled]], seen: frozenset[str] | None) -> Any:
@@ -81,16 +137,19 @@ def colours(copies: Sequence[Sequence[Relabelled]], seen: frozenset[str] | None)
     nodes: list[list[Tensor]] = [[] for _ in first]
     edges: list[list[Tensor]] = [[] for _ in first]
     for key in keys:
-        values = [graph[key].reshape(len(graph[key]), -1) for graph in first]
+        values = [_feature(graph, key).flatten(1) for graph in first]
         if len({value.shape[1] for value in values}) > 1:
             continue
         noise = torch.stack([_noise(of_graph, key, values[0].shape[1]) for of_graph in copies]).amax(0).tolist()
-        joined = torch.cat(values).to(torch.float64)
+        joined = torch.cat(values)
         eps_of = values[0].dtype if values[0].is_floating_point() else torch.float64
         columns = []
         for column, moved in zip(joined.T, noise, strict=True):
-            tolerance = 0.0 if _is_exact([column]) and not moved else max(_SPARE * moved, _tolerance(column, eps_of))
-            columns.append(_groups(column, tolerance)[0])
+            if _is_exact([column]) and not moved:
+                columns.append(torch.unique(column, return_inverse=True)[1])
+                continue
+            column = column.to(torch.float64)
+            columns.append(_groups(column, max(_SPARE * moved, _tolerance(column, eps_of)))[0])
         ids = torch.stack(columns, 1) if columns else joined.long()
         for graph, of_nodes, of_edges, part in zip(
             first, nodes, edges, torch.split(ids, [len(v) for v in values]), strict=True
@@ -120,11 +179,12 @@ def dressed(graph: Any, like: Any) -> Any:
         like: a graph that a model reads.
 
     Raises:
-        ValueError: the graph has features that differ.
+        ValueError: the graph has features that differ, or other forms of edges.
     """
+    refuse_other_forms(graph)
     for key in feature_keys(graph):
-        value = graph[key]
-        if len(value) and (value != value[:1]).any():
+        value = _feature(graph, key)
+        if (graph.is_node_attr(key) or graph.is_edge_attr(key)) and len(value) and (value != value[:1]).any():
             raise ValueError(
                 f"{key} of the pairs' graphs differs between nodes or edges, and is not what the model reads."
             )
@@ -149,22 +209,28 @@ def copies_of(
 
 
 def feature_keys(graph: Any) -> list[str]:
-    """Names of a graph's features: tensors of numbers, but labels, masks and what makes up its structure."""
+    """Names of a graph's features: numbers, also of the graph as a whole, but labels, masks and its structure."""
     return [
         key
         for key, value in graph
-        if isinstance(value, Tensor)
-        and value.ndim >= 1
-        and value.numel()
-        and value.dtype != torch.bool
+        if ((isinstance(value, Tensor) and value.layout == torch.strided) or isinstance(value, (int, float)))
         and key not in (*_STRUCTURE, *_NO_FEATURE)
-        and not value.is_complex()
+        and not key.endswith("mask")
+        and not torch.as_tensor(value).is_complex()
+        and torch.as_tensor(value).numel()
+        and not _names_nodes(graph, key)
     ]
+
+
+def _feature(graph: Any, key: str) -> Tensor:
+    """(rows, channels, ...) of nodes, edges, or of the graph."""
+    value = torch.as_tensor(graph[key])
+    return value.reshape(1, 1) if value.ndim == 0 else value[:, None] if value.ndim == 1 else value
 
 
 def has_exact_features(graph: Any) -> bool:
     """Whether all features are whole numbers, on which rounding has no hold."""
-    return all(_is_exact([graph[key]]) for key in feature_keys(graph))
+    return all(_is_exact([_feature(graph, key)]) for key in feature_keys(graph))
 
 
 def _is_exact(values: Sequence[Tensor]) -> bool:

@@ -184,8 +184,8 @@ def read_graphs(data: Any) -> GraphBatch:
     That is ``edge_attr``, ``edge_weight`` and ``edge_type``.
 
     Raises:
-        ValueError: `edge_index` names nodes that do not exist, or joins two graphs; features have another number of
-            rows than there are nodes or edges; or the edges are held in a form that is not read.
+        ValueError: `edge_index` names nodes that do not exist, or joins two graphs; ``batch`` is not sorted; features
+            have another number of rows than there are nodes or edges; or the edges are held in a form that is not read.
     """
     stored = refuse_other_forms(data)
     edge_index, n = stored["edge_index"], int(data.num_nodes)
@@ -269,10 +269,16 @@ def hashable(values: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: there is a NaN, which is not even equal to itself.
     """
-    if values.is_floating_point() and values.isnan().any():
+    if (values.is_floating_point() or values.is_complex()) and values.isnan().any():
         raise ValueError(f"{name} has NaN: no two rows would ever be equal.")
-    exact = values.to("cpu", torch.float64) + 0.0  # which makes -0.0 an ordinary zero
-    return exact.contiguous().view(torch.int64)
+    if values.is_complex():
+        return hashable(torch.view_as_real(values.resolve_conj()).flatten(1), name)
+    values = values.cpu()
+    exact = values.to(torch.float64) + 0.0  # which makes -0.0 an ordinary zero
+    found = exact.contiguous().view(torch.int64)
+    if values.dtype == torch.int64 and (values.abs() > 2**53).any():  # or else float64 rounds them
+        return torch.where(values.abs() > 2**53, mix(values, 81), found)
+    return found
 
 
 def _starts(stored: dict[str, Any], num_nodes: int) -> Tensor:
@@ -281,6 +287,8 @@ def _starts(stored: dict[str, Any], num_nodes: int) -> Tensor:
     batch = stored.get("batch")
     if batch is None:
         return torch.tensor([0, num_nodes])
+    if (batch[1:] < batch[:-1]).any():
+        raise ValueError("batch is not sorted: the nodes of a graph must follow each other.")
     # without `ptr` nobody can tell how many empty graphs follow the last node
     counts = torch.bincount(batch, minlength=int(batch.max()) + 1 if len(batch) else 1)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -183,7 +183,7 @@ class SeparationLens(Lens):
 
 
 def _sample(subject: Subject) -> Any:
-    """The first graph of the training data, which the network reads; None where there is none."""
+    """A graph of the training data, which the network reads, with edges if it can be; None where there is none."""
     if subject.trainer is None:
         return None
     source = Subject(subject.network, trainer=subject.trainer, reads="train")
@@ -193,4 +193,5 @@ def _sample(subject: Subject) -> Any:
     except NotApplicable:
         return None
     listed = batch.to_data_list() if hasattr(batch, "to_data_list") else [batch]
-    return listed[0] if listed and getattr(listed[0], "edge_index", None) is not None else None
+    graphs = [graph for graph in listed if getattr(graph, "edge_index", None) is not None]
+    return next((graph for graph in graphs if graph.num_edges), graphs[0] if graphs else None)

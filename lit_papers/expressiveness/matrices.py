@@ -96,12 +96,17 @@ def compute_matrix(name: str, adjacency: Tensor) -> Tensor:
 
     Args:
         name: as in `matrix_atom`.
-        adjacency: (G, n, n) how many edges lead from row to column, symmetric.
+        adjacency: (G, n, n) how many edges lead from row to column, symmetric but for walks.
 
     Returns:
         (G, n, n) in float64.
+
+    Raises:
+        ValueError: it is not symmetric.
     """
     family, number = _split(name)
+    if family != "walk" and not torch.equal(adjacency, adjacency.mT):
+        raise ValueError(f"M[{name}] is of undirected graphs, and edge_index is directed.")
     if adjacency.shape[-1] == 0:
         return adjacency.double()
     return MATRICES[family].compute(adjacency.double(), number)

@@ -34,13 +34,20 @@ def paired_t2(
     rule ``released`` reproduces the published numbers, ``f-test`` has the factor q.
 
     Raises:
-        ValueError: shapes differ, or q is not above d.
+        ValueError: shapes differ, q is not above d or below 2, an entry is not finite, or alpha is not in (0, 1).
     """
     if left.shape != right.shape or left.ndim != 2:
         raise ValueError(f"left and right must be (q, d) both; got {tuple(left.shape)} and {tuple(right.shape)}.")
     if rule not in ("f-test", "released"):
         raise ValueError(f"rule must be 'f-test' or 'released'; got {rule!r}.")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1; got {alpha}.")
     q, d = left.shape
+    if q < 2:
+        raise ValueError(f"the differences need at least two relabelings to vary; got q={q}.")
+    left, right = (side if side.is_floating_point() else side.double() for side in (left, right))
+    if not (left.isfinite().all() and right.isfinite().all()):
+        raise ValueError("left and right must be finite; this network gives no embeddings that could be compared.")
     if rule == "f-test" and q <= d:
         raise ValueError(f"the F test needs more relabelings than dimensions; got q={q}, d={d}.")
     difference = (left - right).double()

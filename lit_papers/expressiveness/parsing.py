@@ -21,6 +21,7 @@ from lit_papers.expressiveness.expressions import (
 from lit_papers.expressiveness.matrices import matrix_atom
 
 _LARGEST_POWER = 64
+_DIGITS = tuple("0123456789")  # Python has more, such as a superscript two, which are no numbers
 
 
 def parse(text: str) -> Expression:
@@ -96,7 +97,7 @@ class _Parser:
             start = self.at
             factor = self.power()
             if divided and isinstance(factor, Constant):
-                if factor.value == 0:
+                if factor.value == 0 or math.isinf(1 / factor.value):
                     self.at = start
                     raise self.error("division by 0")
                 factor = Constant(1 / factor.value)
@@ -112,7 +113,7 @@ class _Parser:
         self.take("^")
         self.peek()
         start = self.at
-        while self.text[self.at : self.at + 1].isdigit():
+        while self.text[self.at : self.at + 1] in _DIGITS:
             self.at += 1
         digits = self.text[start : self.at]
         if not digits or int(digits) > _LARGEST_POWER:
@@ -150,7 +151,7 @@ class _Parser:
             return self.edge()
         if symbol != "(":
             raise self.error(f"expected '(' after {name!r}")
-        if name[0] in "PQ" and (len(name) == 1 or name[1:].isdigit()):
+        if name[0] in "PQ" and (len(name) == 1 or name[1:].isdecimal()):
             channel = int(name[1:]) if name[1:] else None
             return Label(channel, *self.names(1)) if name[0] == "P" else EdgeLabel(channel, *self.names(2))
         self.take("(")
@@ -193,7 +194,7 @@ class _Parser:
             self.take("[")
             self.peek()
             start = self.at
-            while self.text[self.at : self.at + 1].isdigit():
+            while self.text[self.at : self.at + 1] in _DIGITS:
                 self.at += 1
             if start == self.at:
                 raise self.error("expected the number of a relation")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lit_papers.expressiveness.adapter import GraphCall, Level, Readout
 from lit_papers.expressiveness.features import (
@@ -186,6 +187,7 @@ def separation_power(
         ValueError: there are no pairs, `relabelings` is below 2, a test is unknown, the model cannot be called on the
             graphs, or its output is not (B, d).
     """
+    pairs = _listed(pairs)
     if not pairs:
         raise ValueError("pairs is empty: there is nothing to tell apart.")
     if relabelings < 2:
@@ -246,6 +248,7 @@ def pair_ceilings(
     """
     generator = torch.Generator().manual_seed(0)
     hashes = {"graph": graph_hash, "vertex": vertex_hash, "edge": pair_hash}[level]
+    pairs = _listed(pairs)
     found: dict[str, list[bool]] = {test: [] for test in tests}
     known: dict[tuple[int, int], tuple[Any, list[list[Relabelled]], dict[str, Tensor]]] = {}
     for pair in pairs if tests else ():
@@ -303,16 +306,38 @@ def embed(
 @contextmanager
 def _measuring(model: nn.Module, dtype: torch.dtype, seed: int) -> Iterator[nn.Module]:
     """A copy of a model that evaluates in a type of numbers; tensors that its forward makes are of that type too."""
-    clone = copy.deepcopy(model).to("cpu", dtype).eval()
+    clone = copy.deepcopy(getattr(model, "_orig_mod", model)).to("cpu", dtype).eval()
     clone.__dict__.pop("forward", None)  # where Lightning keeps a compiled one, which is bound to the original
     before = torch.get_default_dtype()
-    with isolate_rng(), torch.no_grad():
+    with isolate_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(seed)
         torch.set_default_dtype(dtype)
         try:
             yield clone
         finally:
             torch.set_default_dtype(before)
+
+
+class _Float32As(TorchFunctionMode):
+    """What a forward asks for in float32, as ``x.float()``, comes in another type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].to(self.dtype)
+        return func(*map(self._other, args), **{key: self._other(value) for key, value in (kwargs or {}).items()})
+
+    def _other(self, value: Any) -> Any:
+        meant = value is torch.float32 or value is torch.FloatTensor
+        return self.dtype if meant or (isinstance(value, str) and value == "torch.FloatTensor") else value
+
+
+def _listed(pairs: Sequence[Any]) -> list[Any]:
+    """All pairs at once: a data set may make new graphs each time, and graphs are known again by where they lie."""
+    return [pairs[index] for index in range(len(pairs))] if hasattr(pairs, "__len__") else list(pairs)
 
 
 def _graphs(pair: Any) -> tuple[Any, Any]:
@@ -351,8 +376,8 @@ class _Measurement:
     def check(self, pair: Any) -> frozenset[str] | None:
         """Try the call on the first pair; returns the features that the model gets, None for all."""
         batch = self.batch([copies_of(graph, 1, self.transform, self.generator)[0] for graph in _graphs(pair)])
-        self.adapter.check(self.model, batch)
-        return self.adapter.reads(self.model, batch)
+        with _Float32As(self.dtype):
+            return self.adapter.reads(self.model, batch)
 
     def batch(self, copies: list[Relabelled]) -> Any:
         batch = import_graph_extra("torch_geometric.data").Batch.from_data_list([copy.graph for copy in copies])
@@ -374,7 +399,8 @@ class _Measurement:
             for key, copies in zip(keys, fresh, strict=True):
                 if key not in self.known:
                     batch = self.batch(copies)
-                    output = self.adapter(self.model, batch).to(torch.float64)
+                    with _Float32As(self.dtype):
+                        output = self.adapter(self.model, batch).to(torch.float64)
                     self.known[key] = (output, copies, batch)
         return [self.known[key] for key in keys]
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GIN, GINEConv, global_add_pool
 
@@ -179,6 +179,18 @@ def test_what_cannot_be_called_is_refused_before_the_first_step(tmp_path: Path) 
     callback = SeparationPower(PAIRS, relabelings=2, call=lambda module, batch: (module.output(batch), batch.y))
     guest.foreign_trainer(tmp_path, [callback], max_epochs=1).fit(module, graph_loader(module.kind))
     assert callback.history[0]["separated"] == 0
+
+
+def test_features_come_from_a_training_graph_with_edges(tmp_path: Path) -> None:
+    lone = Data(x=torch.ones(1, 1), edge_index=torch.zeros(2, 0, dtype=torch.int64), edge_attr=torch.zeros(0, 1))
+    lone.y = torch.tensor([0])
+    graphs = [lone, *graph_loader("edge_attr").dataset]
+    measured = SeparationPower(PAIRS, relabelings=2)
+    guest.foreign_trainer(tmp_path, [measured], max_epochs=1).fit(Called("edge_attr"), DataLoader(graphs, batch_size=4))
+    assert measured.history[-1]["total"] == 2
+    refused = SeparationPower([(HeteroData(), HeteroData())], relabelings=2)
+    with pytest.raises(NotApplicable, match="to_homogeneous"):
+        guest.foreign_trainer(tmp_path, [refused]).fit(Called("edge_attr"), graph_loader("edge_attr"))
 
 
 def test_the_lens_works_without_a_trainer() -> None:

@@ -84,6 +84,16 @@ def test_loggers_get_every_measurement(tmp_path: Path) -> None:
     assert (Path(logger.log_dir) / "diffstride.png").stat().st_size > 10_000
 
 
+def test_a_batch_that_the_training_step_skips_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Striding.training_step
+    monkeypatch.setattr(
+        Striding, "training_step", lambda self, batch, index: step(self, batch, index) if index else None
+    )
+    callback = StrideComplexity(every_n_steps=1)
+    fitted(tmp_path, callback)
+    assert min(entry["gmacs"] for entry in callback.history) > 0
+
+
 def test_once_a_step_under_accumulation(tmp_path: Path) -> None:
     callback = StrideComplexity(every_n_steps=1)
     trainer = fitted(tmp_path, callback, accumulate_grad_batches=2)

@@ -38,6 +38,12 @@ def test_an_output_bias_is_free() -> None:
     assert far.exact_
     assert far.objective_ == pytest.approx(near.objective_, rel=1e-7)
     np.testing.assert_allclose(far.predict(x), near.predict(x) + 1e3, rtol=0, atol=1e-3)
+    value = 0.5 * np.square(far.predict(x) - y - 1e3).sum()
+    value += 0.25 * (np.square(far.weight_).sum() + np.square(far.alpha_).sum())
+    assert value == pytest.approx(far.objective_, rel=1e-10)  # a bias in float32 would be 1e-5 away
+    constant = ConvexReLURegressor().fit(x, np.full(len(x), 3.7))  # whose mean is not 3.7 to the last bit
+    assert constant.exact_
+    assert constant.predict(x) == pytest.approx(np.full(len(x), 3.7), abs=1e-15)
     assert ConvexReLURegressor(0.5).fit(x, np.full(10, 7.0)).objective_ == 0
     assert near.objective_ < ConvexReLURegressor(0.5).fit(x, y + 0.0).objective_ * (1 + 1e-9)
     without = ConvexReLURegressor(0.5, fit_intercept=False).fit(np.hstack([x, np.ones((10, 1))]), y)
@@ -127,3 +133,42 @@ def test_classes() -> None:
 def test_one_class_is_none() -> None:
     with pytest.raises(ValueError, match="one class"):
         ConvexReLUClassifier().fit(np.eye(4), [1, 1, 1, 1])
+
+
+def moved(model: ConvexReLURegressor, scale: float, x: np.ndarray, y: np.ndarray, beta: float) -> float:
+    """Objective of the same function on features times `scale`, at another beta."""
+    weight = model.weight_ / np.append(np.full(x.shape[1], scale), 1.0)
+    balance = np.sqrt(np.linalg.norm(weight, axis=1) / np.abs(model.alpha_))
+    weight, alpha = weight / balance[:, None], model.alpha_ * balance
+    outputs = np.maximum(np.hstack([scale * x, np.ones((len(x), 1))]) @ weight.T, 0) @ alpha
+    residual = outputs - y - (outputs - y).mean()
+    return 0.5 * np.square(residual).sum() + 0.5 * beta * (np.square(weight).sum() + np.square(alpha).sum())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-9, 1e-12])
+def test_bounds_hold_where_features_are_tiny_beside_the_bias(scale: float) -> None:
+    """Their hyperplanes are too close to tell apart; neurons in between count all the same."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((14, 2))
+    y = np.abs(x[:, 0]) + 0.3 * x[:, 1]
+    model = ConvexReLURegressor(0.05 * scale, seconds=1).fit(scale * x, y)
+    other = moved(ConvexReLURegressor(0.05).fit(x, y), scale, x, y, 0.05 * scale)
+    assert model.lower_bound_ <= other * (1 + 1e-9)
+    assert model.exact_ <= (model.objective_ <= other * (1 + 1e-6))
+
+
+def test_features_far_from_zero_are_searched() -> None:
+    """Where float64 cannot enumerate the patterns."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((14, 2)) + 1e6
+    model = ConvexReLURegressor(1e-7, seconds=1).fit(x, x[:, 0] - 1e6)
+    assert np.isfinite(model.objective_)
+    assert model.lower_bound_ <= model.objective_
+
+
+def test_a_path_of_betas_is_checked() -> None:
+    x = np.linspace(-1, 1, 8)[:, None]
+    for betas in ([], [0.1, -1.0], [np.nan]):
+        with pytest.raises(ValueError, match="betas must be positive numbers, at least one"):
+            ConvexReLURegressorCV(betas=betas, cv=2).fit(x, x[:, 0])
+    assert ConvexReLURegressorCV(betas=0.1, cv=2).fit(x, x[:, 0]).beta_ == 0.1

@@ -129,3 +129,11 @@ def test_bad_problems() -> None:
         Problem.of(x, normal(4, 3), 0.1, loss="cross_entropy")
     with pytest.raises(ValueError, match="has 2 columns"):
         solve_relu(x, normal(4, 2), 0.1, enumerate_arrangements(x))
+
+
+def test_long_weights_of_numpy_name_the_problem() -> None:
+    x, y = torch.ones(3000, 1), torch.ones(3000)
+    ones, other = np.ones(3000), np.ones(3000)
+    other[1500] = 2.0  # which the text of an array leaves out
+    assert Problem.of(x, y, 1.0, weights=ones).name != Problem.of(x, y, 1.0, weights=other).name
+    assert Problem.of(x, y, 1.0, weights=ones).name == Problem.of(x, y, 1.0, weights=torch.ones(3000)).name

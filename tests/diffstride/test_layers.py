@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -349,6 +350,38 @@ def test_counting_attention_and_folded_clips(training: bool) -> None:
     assert cost.macs == reference.get_total_flops() / 2 / 2
     assert cost.layers[""] == attention  # of the call in its own code
     assert cost.table().splitlines()[2].startswith("| conv | 69120 | ")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_samples_of_sequences_and_of_layers_without_a_batch(first: bool) -> None:
+    def counted(module: nn.Module, *inputs: Tensor) -> int:
+        with torch.no_grad(), CostCounter(module) as cost:
+            module(*inputs)
+        return cost.macs + cost.resampling_macs
+
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=first)
+    for module in (layer, nn.TransformerEncoder(layer, 1), nn.Sequential(layer)):
+        sequences = maps(3, 7, 16)  # of three samples, or of seven
+        one = sequences[:1] if first else sequences[:, :1]
+        assert counted(module, sequences) == counted(module, one)
+    for module in (nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(3, 8, 3), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())):
+        assert counted(module, maps(3, 8, 8)) == counted(module, maps(2, 3, 8, 8))
+
+    class Tempered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, temperature: Tensor, rows: Tensor) -> Tensor:
+            return self.linear(rows) / temperature
+
+    assert counted(Tempered(), torch.tensor(2.0), maps(6, 4)) == 20
+
+
+def test_strides_from_numpy_and_tensors() -> None:
+    for number in (np.float32(2.5), np.float64(2.5), torch.tensor(2.5), np.array(2.5)):
+        assert DiffStride2d(number).strides.tolist() == [2.5, 2.5]
+    assert SpectralPool2d(np.int64(2)).stride == (2.0, 2.0)
 
 
 def test_three_dimensions() -> None:

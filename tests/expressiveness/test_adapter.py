@@ -178,7 +178,7 @@ def test_how_models_are_called() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             separation_power(gin(1), [pair], **options)
-    reads = GraphCall().reads(gin(1), batch(*pair))
+    reads = GraphCall(readout="sum").reads(gin(1), batch(*pair))
     assert reads == {"x", "edge_index"}
 
 
