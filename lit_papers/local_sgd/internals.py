@@ -27,6 +27,7 @@ _NAMES = (
     (_FitLoop, "_can_stop_early"),
     (_FitLoop, "_load_combined_loader_states"),
     (_FitLoop, "restarted_mid_epoch"),
+    (DDPStrategy, "_get_process_group_backend"),
     (DDPStrategy, "_setup_model"),
 )
 
@@ -54,6 +55,11 @@ def set_sampler_epoch(trainer: Trainer, loader: object) -> None:
     """Tell a loader's sampler which epoch is next; `current_epoch` is not caught up after a resume."""
     epochs: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     fabric_data._set_sampler_epoch(loader, epochs)
+
+
+def process_group_backend(strategy: DDPStrategy) -> str:
+    """Name of the backend that the strategy will use: its own, or the usual one of its device."""
+    return strategy._get_process_group_backend()
 
 
 def sync_module_states(module: nn.Module) -> None:

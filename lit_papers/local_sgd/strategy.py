@@ -26,6 +26,7 @@ from lit_papers.local_sgd.handshake import Occasion, needs_all_ranks
 from lit_papers.local_sgd.hooks import RoundHooks
 from lit_papers.local_sgd.inventory import trained_parameters
 from lit_papers.local_sgd.options import check_options, check_trainer, compare_with_saved, describe
+from lit_papers.local_sgd.restarts import join_restarted
 from lit_papers.local_sgd.round import Round, partition
 
 
@@ -196,6 +197,13 @@ class LocalSGDStrategy(DDPStrategy):
         if self._start_method == "fork":
             torch.set_num_threads(1)
         super().setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Make the process group as DDP does; that of a job that torchrun has restarted cannot meet the old one's."""
+        self.set_world_ranks()
+        backend = internals.process_group_backend(self)
+        join_restarted(backend, self.root_device, self.global_rank, self.world_size, self.timeout)
+        super().setup_distributed()
 
     def setup(self, trainer: Trainer) -> None:
         """Set up as DDP does, with our hooks around the callbacks."""
