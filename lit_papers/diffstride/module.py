@@ -164,7 +164,10 @@ class StridedClassifier(LightningModule):
         """The larger share of each sample, and its partner."""
         if self.mixup_alpha == 0:
             return torch.ones(samples, device=self.device), None
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((samples,)).to(self.device)
+        alpha = torch.tensor(
+            self.mixup_alpha, dtype=torch.float32
+        )  # half precision, the default of a step, has no draws
+        share = torch.distributions.Beta(alpha, alpha).sample((samples,)).to(self.device)
         return torch.maximum(share, 1 - share), torch.randperm(samples, device=self.device)
 
     def _map_area(self) -> Tensor:

@@ -122,6 +122,13 @@ def test_shares_of_mixup() -> None:
     assert sorted(module._mix(4)[1].tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_mixup_in_true_precision(precision: Any) -> None:
+    run = trainer(precision=precision)
+    run.fit(StridedClassifier(network(), mixup_alpha=0.2), loader())
+    assert run.callback_metrics["train/loss"].isfinite()
+
+
 def test_a_run_moves_strides_keeps_them_above_their_bound_and_logs() -> None:
     module = StridedClassifier(network(), stride_lr=1.0, complexity_weight=0.1)
     before = [layer.strides.detach().clone() for layer in module.stride_layers]
