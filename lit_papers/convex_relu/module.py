@@ -101,6 +101,8 @@ class TwoLayerReLU(LightningModule):
         """Number of training samples; when a guest looks at a step, it may be asked for before training starts."""
         try:
             loader: Any = self.trainer.train_dataloader
+            if loader is None:  # where a checkpoint is validated
+                loader = cast(Any, self.trainer).datamodule.train_dataloader()
             self._num_samples = _rows(loader.sampler, loader.dataset)
         except (AttributeError, TypeError):
             raise MisconfigurationException(

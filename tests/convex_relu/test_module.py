@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -16,6 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lit_papers.callbacks import ConvexGap
 from lit_papers.convex_relu import TwoLayerReLU
 from lit_papers.convex_relu.networks import objective
 from tests.convex_relu.small import load, normal, solved
@@ -111,6 +112,31 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
 class _Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter([(torch.ones(3), torch.ones(()))] * 4)
+
+
+def test_a_checkpoint_is_validated_with_its_bound(tmp_path: Path) -> None:
+    """In inference mode, where no gradient is taken, and without the training that knows the penalty's share."""
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return loader()
+
+        val_dataloader = train_dataloader
+
+    seed_everything(0)
+    module, options = TwoLayerReLU(3, 5, beta=0.7, lr=0.1), {"enable_checkpointing": False}
+    measured = []
+    for network in (module, TwoLayerReLU(3, 5, beta=0.7)):
+        network.load_state_dict(module.state_dict())
+        gap = ConvexGap(mode="relaxed", seconds=0.1)
+        if network is module:
+            trainer(tmp_path, callbacks=[gap], **options).fit(network, Data())
+            measured.append(gap.history[-1]["lower_bound"])
+        else:
+            (logged,) = trainer(tmp_path, callbacks=[gap], **options).validate(network, Data(), verbose=False)
+            measured.append(logged["convex_relu/lower_bound"])
+    assert measured[0] > 0
+    assert measured[1] == pytest.approx(measured[0], rel=1e-3)
 
 
 def test_streams_are_refused(tmp_path: Path) -> None:
