@@ -34,7 +34,7 @@ class StridedClassifier(LightningModule):
     ``(inputs, targets)`` with integer targets ``(N,)``.
 
     The optimizer gets up to three parameter groups: weights with its own weight decay; parameters of normalisation
-    layers without; strides without, at ``stride_lr``. After each batch strides are raised to their lower bound.
+    layers without; strides without, at ``stride_lr``. After each step strides are raised to their lower bound.
 
     Logs ``train/loss``, ``train/accuracy`` (under mixup, of the image with the larger share), ``train/complexity``
     (without its weight), ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``, and beside them
@@ -178,8 +178,12 @@ class StridedClassifier(LightningModule):
         ]
         return complexity_penalty(areas) if areas else torch.zeros((), device=self.device)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Raise strides to the bound below which they have no effect."""
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then raise strides to the bound below which they have no effect.
+
+        Not in ``on_train_batch_end``: callbacks save their checkpoints before the module's own.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for layer in self.stride_layers:
             layer.project_()
 
