@@ -70,7 +70,9 @@ class SeparationModule(LightningModule):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Loss of one batch."""
         loss = self._loss(self(batch), batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_graphs)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=batch.num_graphs
+        )
         return loss
 
     def on_train_epoch_start(self) -> None:
@@ -84,20 +86,24 @@ class SeparationModule(LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and after the last batch of an epoch recalibrate batch norms, before any validation.
 
-        Not in ``on_train_batch_end``: callbacks save their checkpoints before the module's own.
+        Not in ``on_train_batch_end`` alone: callbacks save their checkpoints before the module's own.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.trainer.is_last_batch:
-            self._recalibrate()
+            recalibrate(self.model, self._recent, self.call)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Once more, where processes averaged their weights since; the batches have served."""
+        if self.trainer.is_last_batch:
+            if self.trainer.world_size > 1:
+                recalibrate(self.model, self._recent, self.call)
+            self._recent.clear()
 
     def on_train_epoch_end(self) -> None:
         """Recalibrate batch norms where ``max_steps`` ended the epoch before its last batch."""
         if self._recent:
-            self._recalibrate()
-
-    def _recalibrate(self) -> None:
-        recalibrate(self.model, self._recent, self.call)
-        self._recent.clear()
+            recalibrate(self.model, self._recent, self.call)
+            self._recent.clear()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         """Log ``val/loss``, and ``val/accuracy`` for classification."""

@@ -1,16 +1,18 @@
 """Training graph networks in a real Trainer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_papers.datamodules import GraphPairs
 from lit_papers.expressiveness.kmpnn import KMPNN
 from lit_papers.expressiveness.module import SeparationModule
+from lit_papers.local_sgd import LocalSGDStrategy
 
 
 def module(out_channels: int = 10, objective: Any = "classification") -> SeparationModule:
@@ -49,6 +51,25 @@ def test_an_epoch_cut_short_by_steps_is_recalibrated_too(data: GraphPairs, tmp_p
     for norm, other in zip(norms, others, strict=True):
         torch.testing.assert_close(norm.running_mean, other.running_mean)
     assert not trained._recent
+
+
+class Write(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(logged))
+
+
+def test_processes_that_average_at_the_epochs_end_are_recalibrated_on_the_average(
+    data: GraphPairs, tmp_path: Path
+) -> None:
+    strategy = LocalSGDStrategy(sync_every=2, start_method="fork")
+    trainer(tmp_path, max_epochs=3, devices=2, strategy=strategy, callbacks=[Write(tmp_path)]).fit(module(), data)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["val/loss"] < 3, "that of a guess is 2.3; with each process' own statistics it was thousands"
 
 
 def test_outputs_and_targets_of_a_regression_must_be_as_many(data: GraphPairs, tmp_path: Path) -> None:
