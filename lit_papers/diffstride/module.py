@@ -197,14 +197,19 @@ class StridedClassifier(LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], batch_index: int, prefix: str) -> None:
         inputs, targets = batch
-        if batch_index == 0:  # of one sample, and of baselines too, which no callback watches
-            with torch.compiler.set_stance("force_eager"), CostCounter(self.model) as counter:
-                self.model(inputs[:1])
-            self.log(f"{prefix}/gmacs", counter.macs / 1e9, sync_dist=True)
+        if batch_index == 0:
+            self._log_cost(inputs[:1], prefix)
         logits = self(inputs)
         self.eval_accuracy(logits.argmax(1) == targets)
         self.log(f"{prefix}/loss", nn.functional.cross_entropy(logits, targets), sync_dist=True)
         self.log(f"{prefix}/accuracy", self.eval_accuracy, prog_bar=True)
+
+    @torch.compiler.disable  # for when all of us is compiled; the stance is for a compiled model
+    def _log_cost(self, inputs: Tensor, prefix: str) -> None:
+        """Log what one sample costs; of baselines too, which no callback watches."""
+        with torch.compiler.set_stance("force_eager"), CostCounter(self.model) as counter:
+            self.model(inputs)
+        self.log(f"{prefix}/gmacs", counter.macs / 1e9, sync_dist=True)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Predicted classes ``(N,)`` of a batch."""

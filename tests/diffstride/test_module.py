@@ -182,6 +182,18 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+def test_a_compiled_module_validates_what_the_eager_one_does() -> None:
+    found = []
+    for compiled in (False, True):
+        seed_everything(1)
+        module: Any = StridedClassifier(network(pooling="strided"))
+        run = trainer(max_epochs=1)
+        run.fit(torch.compile(module, backend="eager") if compiled else module, loader(), loader())
+        found.append({name: value.item() for name, value in run.callback_metrics.items()})
+    assert found[0]["val/gmacs"] > 0
+    assert found[1] == pytest.approx(found[0])
+
+
 class Sinking(SGD):
     """Takes strides far below their bound."""
 
