@@ -35,8 +35,8 @@ def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float 
 
 def _ordinary(problem: Problem) -> Problem:
     """With tensors that may be differentiated through, which those made in inference mode may not."""
-    tensors = {"x": problem.x, "y": problem.y, "weights": problem.weights}
-    return replace(problem, **{name: each.clone() for name, each in tensors.items() if each is not None})
+    weights = None if problem.weights is None else problem.weights.clone()
+    return replace(problem, x=problem.x.clone(), y=problem.y.clone(), weights=weights)
 
 
 def _climbed_bound(problem: Problem, nu: Tensor | None, seconds: float, steps: int) -> float:

@@ -204,7 +204,8 @@ class StridedClassifier(LightningModule):
         self.log(f"{prefix}/loss", nn.functional.cross_entropy(logits, targets), sync_dist=True)
         self.log(f"{prefix}/accuracy", self.eval_accuracy, prog_bar=True)
 
-    @torch.compiler.disable  # for when all of us is compiled; the stance is for a compiled model
+    # for when all of us is compiled; the stance is for a compiled model
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _log_cost(self, inputs: Tensor, prefix: str) -> None:
         """Log what one sample costs; of baselines too, which no callback watches."""
         with torch.compiler.set_stance("force_eager"), CostCounter(self.model) as counter:
