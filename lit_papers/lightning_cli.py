@@ -1,5 +1,6 @@
 """``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI, with run folders, clear errors and a report."""
 
+import inspect
 import json
 import os
 import sys
@@ -7,7 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -54,6 +56,8 @@ class Maker:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make an object of the class that comes first."""
         try:
+            if Maker.is_instantiating:
+                _refuse_null(args[0], kwargs)
             return self.__wrapped__(*args, **kwargs)
         except Exception as error:
             if not Maker.is_instantiating:
@@ -64,6 +68,22 @@ class Maker:
 def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
     """As the parser does by default."""
     return class_type(*args, **kwargs)
+
+
+def _refuse_null(class_type: Any, arguments: dict[str, Any]) -> None:
+    """Refuse what the parser lets pass: null for an argument of one of our classes that takes none.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if not class_type.__module__.startswith("lit_papers."):  # others may take more than they declare
+        return
+    for name, kind in get_type_hints(class_type.__init__).items():
+        if name in arguments and arguments[name] is None and kind is not Any and NoneType not in get_args(kind):
+            raise ValueError(
+                f"{class_type.__name__}: {name} is null, but its type is {inspect.formatannotation(kind)}: give a "
+                "value, or leave the key out for the default"
+            )
 
 
 @contextmanager

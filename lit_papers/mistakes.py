@@ -24,7 +24,9 @@ _KNOWN = {
     "optuna", "sqlalchemy", "alembic",
 }  # fmt: skip
 # What a refusal is raised as: other types (KeyError, AttributeError, ...) are bugs wherever they come from.
-_REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError)
+_REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError, FloatingPointError)
+# What torch's operators raise inside a layer that is given what it was not made for.
+_OF_OPERATORS = (RuntimeError, IndexError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST = 600
 
@@ -33,7 +35,8 @@ def mistake(error: BaseException) -> str | None:
     """What to tell the user of an error, in one line; None where it is a bug, which should keep its traceback.
 
     A mistake is what a package that we know refuses by a ``raise`` of its own. The same type may come up in the middle
-    of an expression, as ``int("ten")`` does; that is a bug.
+    of an expression, as ``int("ten")`` does; that is a bug. The layers of torch leave refusing to its operators, which
+    are no Python: an image of one channel to a network of three is a mistake too.
 
     Args:
         error: as caught.
@@ -54,6 +57,8 @@ def mistake(error: BaseException) -> str | None:
         return f"out of memory: choose a smaller batch size or network ({_of(error)})"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRA_OF:
         return with_install_command(_of(error))
+    if isinstance(error, _OF_OPERATORS) and (layer := _layer(frames)):
+        return f"{_of(error)} (in {layer}): do the sizes of the model fit those of the data?"
     is_refusal = isinstance(error, _REFUSALS) or type(error).__name__ == "MisconfigurationException"
     if not is_refusal or not frames or not _raises(frames[-1]):
         return None
@@ -104,6 +109,19 @@ def _is_somebodys(entry: TracebackType) -> bool:
     package = _name(entry).partition(".")[0]
     is_python = package in sys.stdlib_module_names and package != "__main__"
     return package not in _KNOWN and not is_python
+
+
+def _layer(frames: list[TracebackType]) -> str | None:
+    """The layer or function of torch.nn one of whose operators raised; what looks on at operators may be in between."""
+    if not frames or _raises(frames[-1]):
+        return None
+    for entry in reversed(frames):
+        if _name(entry).startswith("torch.nn."):
+            owner = entry.tb_frame.f_locals.get("self")
+            return entry.tb_frame.f_code.co_name if owner is None else type(owner).__name__
+        if not _name(entry).startswith("torch."):
+            return None
+    return None
 
 
 def _is_library(path: str) -> bool:

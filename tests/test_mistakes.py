@@ -115,6 +115,28 @@ FUZZ: list[tuple[str, list[str], str]] = [
     (NC, ["--config", one(init_args={"epochs": "often"})], "epochs: expected int or Sequence[int], got often"),
     (NC, ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=nope"], "nope"),
     (SGD, ["--trainer.strategy.init_args.sync_every=abc"], "sync_every: expected int, got abc"),
+    # sizes of model and data that do not fit, which torch's operators refuse
+    (
+        CONVEX,
+        ["--model.in_features=5", "--trainer.callbacks=null"],
+        "cannot be multiplied (10x3 and 5x50) (in Linear): do the sizes",
+    ),
+    (STRIDE, ["--model.model.in_channels=3", "--trainer.callbacks=null"], "(in SameConv2d): do the sizes"),
+    (
+        STRIDE,
+        ["--model.model.num_classes=5", "--trainer.callbacks=null"],
+        "is out of bounds. (in cross_entropy): do the sizes",
+    ),
+    (NC, ["--model.input_shape=[-1,8,8]"], "negative dimension"),
+    # null where a value belongs
+    (NC, ["--model.lr=null"], "lr is null"),
+    (NC, ["--model.input_shape=null"], "input_shape is null"),
+    (NC, ["--data.batch_size=null"], "batch_size is null"),
+    (STRIDE, ["--model.model.num_classes=null"], "num_classes"),
+    (STRIDE, ["--model.mixup_alpha=null"], "mixup_alpha is null, but its type is float"),
+    ("continual/digits", ["--data.epochs_per_task=null"], "epochs_per_task is null"),
+    # a training that diverges
+    ("continual/digits", ["--model.lr=1e30", "--trainer.max_epochs=-1"], "try a lower `lr`"),
     # files
     (NC, ["--config", "binary.yaml"], "binary.yaml is no text file"),
     (NC, ["--config", "open.yaml"], "open.yaml is no YAML"),

@@ -171,7 +171,10 @@ class SupervisedContinual(ContinualLearner):
         """Log also the accuracy of the method's scores, over all classes and over those of the task."""
         features = super().evaluate(batch, task, prefix)
         labels = batch[1]
-        logits = self.method.scores(features, self.head(features))
+        kind = next(
+            self.head.parameters()
+        ).dtype  # features are float32, also where all is trained in another precision
+        logits = self.method.scores(features, self.head(features.to(kind)))
         classes = torch.tensor(self._stream.classes(task), device=labels.device)
         self._log_mean(f"{prefix}/accuracy", logits.argmax(dim=1) == labels)
         self._log_mean(f"{prefix}/task_accuracy", classes[logits[:, classes].argmax(dim=1)] == labels)

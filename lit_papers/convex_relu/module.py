@@ -7,6 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from lit_papers.convex_relu.losses import Loss, loss_value
 from lit_papers.convex_relu.networks import to_network
@@ -33,7 +34,7 @@ class TwoLayerReLU(LightningModule):
         optimizer: ``adam`` or ``sgd`` (without momentum).
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or (in a step) targets are none of the loss.
         MisconfigurationException: at the start of training, if the training data have no length.
     """
 
@@ -99,7 +100,10 @@ class TwoLayerReLU(LightningModule):
     def _count_samples(self) -> int:
         """Number of training samples; when a guest looks at a step, it may be asked for before training starts."""
         try:
-            self._num_samples = len(cast(Any, self.trainer.train_dataloader).dataset)
+            loader: Any = self.trainer.train_dataloader
+            if loader is None:  # where a checkpoint is validated
+                loader = cast(Any, self.trainer).datamodule.train_dataloader()
+            self._num_samples = _rows(loader.sampler, loader.dataset)
         except (AttributeError, TypeError):
             raise MisconfigurationException(
                 "TwoLayerReLU needs one training loader over a dataset with a length: the penalty of a batch is its "
@@ -109,8 +113,8 @@ class TwoLayerReLU(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one batch."""
-        x, y = batch
-        mean = loss_value(self(x), y.reshape(-1).to(x.dtype), self.loss) / len(x)
+        x, y = self._targets(batch)
+        mean = loss_value(self(x), y, self.loss) / len(x)
         penalty = self.hidden.weight.square().sum() + self.output.weight.square().sum()
         loss = mean + 0.5 * self.beta / (self._num_samples or self._count_samples()) * penalty
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(x))
@@ -128,9 +132,21 @@ class TwoLayerReLU(LightningModule):
         """Outputs (B,) of a batch."""
         return cast(Tensor, self(batch[0]))
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str) -> None:
+    def _targets(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B,) of a batch."""
         x, y = batch
         y = y.reshape(-1).to(x.dtype)
+        if len(y) != len(x):
+            raise ValueError(f"targets must be one number a sample; got {len(y)} for {len(x)} samples.")
+        if self.loss == "logistic" and not bool((y.abs() == 1).all()):
+            raise ValueError(
+                f"targets must be -1 or +1 under the logistic loss; got {y[y.abs() != 1][0].item():g}. 0/1 labels "
+                "become 2 * y - 1."
+            )
+        return x, y
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str) -> None:
+        x, y = self._targets(batch)
         z = self(x)
         self.log(f"{prefix}/loss", loss_value(z, y, self.loss) / len(x), sync_dist=True, batch_size=len(x))
         if self.loss == "logistic":
@@ -146,3 +162,12 @@ class TwoLayerReLU(LightningModule):
             return optimizer
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+
+def _rows(sampler: Any, dataset: Any) -> int:
+    """Number of samples that an epoch draws on, over all processes, but for those that are held out."""
+    if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):  # what an epoch leaves out comes in another
+        return len(dataset)
+    if hasattr(sampler, "num_replicas"):  # deals out what it has to all processes
+        return len(sampler.dataset)
+    return len(sampler)

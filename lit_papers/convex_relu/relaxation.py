@@ -11,6 +11,7 @@ will do: here it is the one that makes the bound largest, and the `a_k` with it.
 """
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,17 @@ def relaxed_bound(problem: Problem, nu: Tensor | None = None, *, seconds: float 
         seconds: of wall-clock time.
         steps: most steps of gradient ascent.
     """
+    with torch.inference_mode(False), torch.enable_grad():  # whoever validates is in inference mode
+        return _climbed_bound(_ordinary(problem), None if nu is None else nu.clone(), seconds, steps)
+
+
+def _ordinary(problem: Problem) -> Problem:
+    """With tensors that may be differentiated through, which those made in inference mode may not."""
+    weights = None if problem.weights is None else problem.weights.clone()
+    return replace(problem, x=problem.x.clone(), y=problem.y.clone(), weights=weights)
+
+
+def _climbed_bound(problem: Problem, nu: Tensor | None, seconds: float, steps: int) -> float:
     start = time.monotonic()
     begin = problem.dual(torch.zeros_like(problem.y)) if nu is None else nu
     relaxed = _Relaxation(problem, begin)

@@ -34,7 +34,7 @@ class StridedClassifier(LightningModule):
     ``(inputs, targets)`` with integer targets ``(N,)``.
 
     The optimizer gets up to three parameter groups: weights with its own weight decay; parameters of normalisation
-    layers without; strides without, at ``stride_lr``. After each batch strides are raised to their lower bound.
+    layers without; strides without, at ``stride_lr``. After each step strides are raised to their lower bound.
 
     Logs ``train/loss``, ``train/accuracy`` (under mixup, of the image with the larger share), ``train/complexity``
     (without its weight), ``val/loss``, ``val/accuracy``, ``test/loss``, ``test/accuracy``, and beside them
@@ -164,7 +164,10 @@ class StridedClassifier(LightningModule):
         """The larger share of each sample, and its partner."""
         if self.mixup_alpha == 0:
             return torch.ones(samples, device=self.device), None
-        share = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha).sample((samples,)).to(self.device)
+        alpha = torch.tensor(
+            self.mixup_alpha, dtype=torch.float32
+        )  # half precision, the default of a step, has no draws
+        share = torch.distributions.Beta(alpha, alpha).sample((samples,)).to(self.device)
         return torch.maximum(share, 1 - share), torch.randperm(samples, device=self.device)
 
     def _map_area(self) -> Tensor:
@@ -175,8 +178,12 @@ class StridedClassifier(LightningModule):
         ]
         return complexity_penalty(areas) if areas else torch.zeros((), device=self.device)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Raise strides to the bound below which they have no effect."""
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then raise strides to the bound below which they have no effect.
+
+        Not in ``on_train_batch_end``: callbacks save their checkpoints before the module's own.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for layer in self.stride_layers:
             layer.project_()
 
@@ -190,14 +197,20 @@ class StridedClassifier(LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], batch_index: int, prefix: str) -> None:
         inputs, targets = batch
-        if batch_index == 0:  # of one sample, and of baselines too, which no callback watches
-            with torch.compiler.set_stance("force_eager"), CostCounter(self.model) as counter:
-                self.model(inputs[:1])
-            self.log(f"{prefix}/gmacs", counter.macs / 1e9, sync_dist=True)
+        if batch_index == 0:
+            self._log_cost(inputs[:1], prefix)
         logits = self(inputs)
         self.eval_accuracy(logits.argmax(1) == targets)
         self.log(f"{prefix}/loss", nn.functional.cross_entropy(logits, targets), sync_dist=True)
         self.log(f"{prefix}/accuracy", self.eval_accuracy, prog_bar=True)
+
+    # for when all of us is compiled; the stance is for a compiled model
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _log_cost(self, inputs: Tensor, prefix: str) -> None:
+        """Log what one sample costs; of baselines too, which no callback watches."""
+        with torch.compiler.set_stance("force_eager"), CostCounter(self.model) as counter:
+            self.model(inputs)
+        self.log(f"{prefix}/gmacs", counter.macs / 1e9, sync_dist=True)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Predicted classes ``(N,)`` of a batch."""

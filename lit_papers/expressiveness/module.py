@@ -33,7 +33,8 @@ class SeparationModule(LightningModule):
         weight_decay: of Adam.
 
     Raises:
-        ValueError: an argument is out of range, or a contrastive batch has an odd number of graphs.
+        ValueError: an argument is out of range, or a contrastive batch has an odd number of graphs, or
+            outputs are not as many as the targets of a regression.
     """
 
     def __init__(
@@ -69,13 +70,38 @@ class SeparationModule(LightningModule):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Loss of one batch."""
         loss = self._loss(self(batch), batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=batch.num_graphs)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=batch.num_graphs
+        )
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Recalibrate batch norms after the last batch of an epoch, before any validation."""
+    def on_train_epoch_start(self) -> None:
+        """Forget batches of a fit that was cut short."""
+        self._recent.clear()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep the last batches."""
         self._recent.append(batch)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and after the last batch of an epoch recalibrate batch norms, before any validation.
+
+        Not in ``on_train_batch_end`` alone: callbacks save their checkpoints before the module's own.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.trainer.is_last_batch:
+            recalibrate(self.model, self._recent, self.call)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Once more, where processes averaged their weights since; the batches have served."""
+        if self.trainer.is_last_batch:
+            if self.trainer.world_size > 1:
+                recalibrate(self.model, self._recent, self.call)
+            self._recent.clear()
+
+    def on_train_epoch_end(self) -> None:
+        """Recalibrate batch norms where ``max_steps`` ended the epoch before its last batch."""
+        if self._recent:
             recalibrate(self.model, self._recent, self.call)
             self._recent.clear()
 
@@ -98,6 +124,11 @@ class SeparationModule(LightningModule):
         if self.objective == "classification":
             return nn.functional.cross_entropy(output, batch.y)
         if self.objective == "regression":
+            if batch.y.numel() != output.numel():
+                raise ValueError(
+                    f"regression wants a target for each output; got {batch.y.numel()} for {tuple(output.shape)}: do "
+                    "the outputs of the network fit the targets?"
+                )
             return nn.functional.mse_loss(output, batch.y.reshape(output.shape).to(output))
         if len(output) % 2:
             raise ValueError(f"a contrastive batch holds pairs of graphs; got {len(output)}.")

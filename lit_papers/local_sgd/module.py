@@ -116,6 +116,10 @@ class LocalSGDClassifier(LightningModule):
         """Logs ``test/loss`` and ``test/accuracy``."""
         self._evaluate(batch, "test")
 
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Predicted classes ``(N,)`` of a batch."""
+        return cast(Tensor, self(batch[0]).argmax(dim=1))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD at a constant rate."""
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -37,7 +37,7 @@ class ImageClassifier(LightningModule):
 
     Raises:
         ValueError: an argument is out of its range, the network or loss is unknown, or (before training) the data
-            module's images or classes do not fit.
+            module's images or classes do not fit; (in a step) targets are no classes.
 
     >>> ImageClassifier()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
@@ -82,7 +82,10 @@ class ImageClassifier(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         for ours, attribute in ((self.num_classes, "num_classes"), (self.input_shape, "input_shape")):
             theirs = getattr(data, attribute, None)
-            if theirs is not None and theirs != ours:
+            if theirs is None or callable(theirs):  # a method may want arguments
+                continue
+            theirs = tuple(int(size) for size in theirs) if attribute == "input_shape" else int(theirs)  # of any kind
+            if theirs != ours:
                 raise ValueError(
                     f"the data have {attribute}={theirs}, the model {attribute}={ours}: "
                     f"set --model.{attribute} to that of {type(data).__name__}"
@@ -95,7 +98,10 @@ class ImageClassifier(LightningModule):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if isinstance(self.criterion, nn.MSELoss):
-            targets = nn.functional.one_hot(targets, self.num_classes).to(logits.dtype)
+            try:
+                targets = nn.functional.one_hot(targets, self.num_classes).to(logits.dtype)
+            except RuntimeError as error:
+                raise ValueError(f"targets must be classes from 0 to {self.num_classes - 1}, int64: {error}") from error
         loss: Tensor = self.criterion(logits, targets)
         return loss
 

@@ -38,6 +38,7 @@ from lit_papers.continual.methods import (
     LwF,
     Method,
 )
+from lit_papers.continual.methods.base import evaluating
 from lit_papers.datamodules import TaskSequence
 from tests.continual.small import pair, stream, supervised, trainer, unsupervised
 
@@ -111,6 +112,22 @@ def test_every_method_runs(make: Any, method: type[Method], tmp_path: Path) -> N
     assert any(
         not torch.equal(a, b) for a, b in zip(weights(module).values(), weights(make(method())).values(), strict=False)
     )
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("method", [Finetune, EWC])
+def test_true_precision(method: type[Method], precision: Any, tmp_path: Path) -> None:
+    """Features are float32 where weights are not: head and Fisher information meet both."""
+    module, data = supervised(method()), stream()
+    run = trainer(tmp_path, precision=precision)
+    run.fit(module, datamodule=data)
+    logged = run.validate(module, datamodule=data, verbose=False)
+    images, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader()[2], strict=True))
+    with evaluating(module), torch.no_grad():
+        right = module(module.plain(images)).argmax(1) == labels
+    assert logged[2]["val/accuracy/dataloader_idx_2"] == pytest.approx(right.float().mean().item())
+    if isinstance(module.method, EWC):
+        assert min(torch.finfo(value.dtype).bits for value in module.method.fisher.values()) >= 32
 
 
 def test_multitask_is_data_not_a_method(tmp_path: Path) -> None:

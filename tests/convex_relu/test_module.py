@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
+from lit_papers.callbacks import ConvexGap
 from lit_papers.convex_relu import TwoLayerReLU
 from lit_papers.convex_relu.networks import objective
 from tests.convex_relu.small import load, normal, solved
@@ -20,8 +28,9 @@ def trainer(folder: Path, **options: Any) -> Trainer:
     return Trainer(**{**defaults, **quiet, **options})
 
 
-def loader(samples: int = 12, batch_size: int = 12, column: bool = False) -> DataLoader[Any]:
+def loader(samples: int = 12, batch_size: int = 12, column: bool = False, signs: bool = False) -> DataLoader[Any]:
     y = normal(samples, seed=1).float()
+    y = y.sign() if signs else y
     return DataLoader(TensorDataset(normal(samples, 3).float(), y[:, None] if column else y), batch_size=batch_size)
 
 
@@ -30,7 +39,7 @@ def loader(samples: int = 12, batch_size: int = 12, column: bool = False) -> Dat
 def test_the_full_batch_loss_is_the_objective_over_n(loss: Any, column: bool, tmp_path: Path) -> None:
     seed_everything(0)
     module = TwoLayerReLU(3, 5, beta=0.7, loss=loss, optimizer="sgd", lr=1e-30)
-    data = loader(column=column)
+    data = loader(column=column, signs=loss == "logistic")
     fit = trainer(tmp_path, max_epochs=1)
     fit.fit(module, data)
     x, y = data.dataset.tensors  # type: ignore[attr-defined]
@@ -38,7 +47,7 @@ def test_the_full_batch_loss_is_the_objective_over_n(loss: Any, column: bool, tm
     assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
     # and the penalties of batches add up to one
     fit = trainer(tmp_path, max_epochs=1)
-    fit.fit(module, loader(batch_size=4))
+    fit.fit(module, loader(batch_size=4, signs=loss == "logistic"))
     assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -105,9 +114,61 @@ class _Stream(IterableDataset[Any]):
         return iter([(torch.ones(3), torch.ones(()))] * 4)
 
 
+def test_a_checkpoint_is_validated_with_its_bound(tmp_path: Path) -> None:
+    """In inference mode, where no gradient is taken, and without the training that knows the penalty's share."""
+
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return loader()
+
+        val_dataloader = train_dataloader
+
+    seed_everything(0)
+    module, options = TwoLayerReLU(3, 5, beta=0.7, lr=0.1), {"enable_checkpointing": False}
+    measured = []
+    for network in (module, TwoLayerReLU(3, 5, beta=0.7)):
+        network.load_state_dict(module.state_dict())
+        gap = ConvexGap(mode="relaxed", seconds=0.1)
+        if network is module:
+            trainer(tmp_path, callbacks=[gap], **options).fit(network, Data())
+            measured.append(gap.history[-1]["lower_bound"])
+        else:
+            (logged,) = trainer(tmp_path, callbacks=[gap], **options).validate(network, Data(), verbose=False)
+            measured.append(logged["convex_relu/lower_bound"])
+    assert measured[0] > 0
+    assert measured[1] == pytest.approx(measured[0], rel=1e-3)
+
+
 def test_streams_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="dataset with a length"):
         trainer(tmp_path).fit(TwoLayerReLU(3, 2, beta=0.1), DataLoader(_Stream(), batch_size=2))
+
+
+@pytest.mark.parametrize("sampler", [SubsetRandomSampler(range(6)), [*range(6)]], ids=["sampler", "list"])
+def test_the_penalty_is_shared_by_the_rows_that_are_drawn(sampler: Any, tmp_path: Path) -> None:
+    seed_everything(0)
+    module = TwoLayerReLU(3, 5, beta=0.7, optimizer="sgd", lr=1e-30)
+    data = loader().dataset
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(module, DataLoader(data, batch_size=3, sampler=sampler))
+    x, y = (part[:6] for part in data.tensors)  # type: ignore[attr-defined]
+    expected = objective(x, y, module.hidden.weight, module.output.weight[0], 0.7) / 6
+    assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_samplers_that_draw_other_rows_each_time_draw_on_all(tmp_path: Path) -> None:
+    for sampler in (RandomSampler(range(12), num_samples=4), WeightedRandomSampler([1.0] * 12, 4)):
+        module = TwoLayerReLU(3, 5, beta=0.7)
+        trainer(tmp_path, max_epochs=1).fit(module, DataLoader(loader().dataset, batch_size=4, sampler=sampler))
+        assert module._num_samples == 12
+
+
+def test_targets_that_are_none_of_the_loss_are_refused(tmp_path: Path) -> None:
+    x, y = torch.ones(4, 3), torch.tensor([0.0, 1.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match=r"-1 or \+1 .* got 0\. 0/1 labels"):
+        trainer(tmp_path).fit(TwoLayerReLU(3, 2, beta=0.1, loss="logistic"), DataLoader(TensorDataset(x, y)))
+    with pytest.raises(ValueError, match="one number a sample; got 2 for 1 "):
+        trainer(tmp_path).fit(TwoLayerReLU(3, 2, beta=0.1), DataLoader(TensorDataset(x, x[:, :2])))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -122,6 +123,13 @@ def test_shares_of_mixup() -> None:
     assert sorted(module._mix(4)[1].tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_mixup_in_true_precision(precision: Any) -> None:
+    run = trainer(precision=precision)
+    run.fit(StridedClassifier(network(), mixup_alpha=0.2), loader())
+    assert run.callback_metrics["train/loss"].isfinite()
+
+
 def test_a_run_moves_strides_keeps_them_above_their_bound_and_logs() -> None:
     module = StridedClassifier(network(), stride_lr=1.0, complexity_weight=0.1)
     before = [layer.strides.detach().clone() for layer in module.stride_layers]
@@ -172,6 +180,34 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
     trainer(max_epochs=3, callbacks=[saver], enable_checkpointing=True).fit(whole, loader())
     trainer(max_epochs=3).fit(resumed, loader(), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True)
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_a_compiled_module_validates_what_the_eager_one_does() -> None:
+    module: Any = StridedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)))
+    compiled = torch.compile(module, backend="eager")
+    eager, graph = (trainer().validate(each, loader(), verbose=False) for each in (module, compiled))
+    assert eager[0]["val/gmacs"] == pytest.approx(144 * 3 / 1e9)
+    assert graph[0] == pytest.approx(eager[0])
+
+
+class Sinking(SGD):
+    """Takes strides far below their bound."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for parameter in self.param_groups[-1]["params"]:
+            parameter.data.sub_(10)
+        return loss
+
+
+def test_a_checkpoint_of_any_step_has_strides_above_their_bound(tmp_path: Path) -> None:
+    """Callbacks save theirs before the module's ``on_train_batch_end``."""
+    module = StridedClassifier(network(), optimizer=partial(Sinking, lr=0.01))
+    saver = ModelCheckpoint(tmp_path, filename="step", every_n_train_steps=1)
+    trainer(max_steps=1, callbacks=[saver], enable_checkpointing=True).fit(module, loader())
+    saved = torch.load(tmp_path / "step.ckpt", weights_only=True)["state_dict"]
+    assert all((layer.strides >= 1).all() for layer in module.stride_layers)
+    torch.testing.assert_close(saved, module.state_dict(), rtol=0, atol=0)
 
 
 class WriteStrides(Callback):

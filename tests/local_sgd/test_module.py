@@ -108,6 +108,8 @@ def test_classifier_learns_digits_and_counts_right() -> None:
     assert right > 0.9
     (tested,) = fit.test(module, datamodule=data, verbose=False)
     assert tested["test/accuracy"] == pytest.approx(right, abs=1e-6)
+    predicted = torch.cat(fit.predict(module, datamodule=data))
+    assert (predicted == targets).double().mean().item() == pytest.approx(right, abs=1e-6)
     fit.save_checkpoint("digits.ckpt")
     again = LocalSGDClassifier.load_from_checkpoint("digits.ckpt", model=network, weights_only=True)
     assert again.momentum == 0.9

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -109,6 +110,26 @@ def test_learning_rate_falls_after_each_third(epochs: int, rates: list[float]) -
 def test_data_that_do_not_fit_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"the data have input_shape=\(1, 8, 8\), the model input_shape=\(3, 32, 32\)"):
         _trainer(max_epochs=1).fit(ImageClassifier("convnet", input_shape=(3, 32, 32)), datamodule=Digits())
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"),
+    [([1, 8, 8], 10), (np.array([1, 8, 8]), np.int64(10)), (torch.tensor([1, 8, 8]), torch.tensor(10)), (None, len)],
+)
+def test_data_say_what_they_are_in_any_type(shape: Any, classes: Any) -> None:
+    class Own(LightningDataModule):
+        input_shape, num_classes = shape, classes
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(TensorDataset(torch.zeros(4, 1, 8, 8), torch.arange(4)), batch_size=4)
+
+    _trainer(max_epochs=1).fit(ImageClassifier(), datamodule=Own())
+
+
+def test_targets_that_are_no_classes_are_refused() -> None:
+    data = DataLoader(TensorDataset(torch.zeros(4, 1, 8, 8), torch.tensor([1, 2, 3, 10])), batch_size=4)
+    with pytest.raises(ValueError, match="classes from 0 to 9, int64"):
+        _trainer(max_epochs=1).fit(ImageClassifier(), data)
 
 
 def test_trains_logs_and_comes_back_from_its_checkpoint() -> None:

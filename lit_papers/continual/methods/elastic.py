@@ -98,11 +98,13 @@ def fisher_diagonal(learner: Learner, images: Tensor) -> dict[str, Tensor]:
         images: raw, ``(N, C, H, W)``.
 
     Returns:
-        A tensor for each weight that trains, of its shape, >= 0.
+        A tensor for each weight that trains, of its shape, >= 0; at least float32.
     """
     assert isinstance(learner, nn.Module)  # noqa: S101
     weights = {name: weight.detach() for name, weight in learner.named_parameters() if weight.requires_grad}
-    found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    # a sum of many small numbers: in the weights' precision, but not in half of it
+    kinds = {name: torch.promote_types(weight.dtype, torch.float32) for name, weight in weights.items()}
+    found = {name: torch.zeros_like(weight, dtype=kinds[name]) for name, weight in weights.items()}
 
     def log_likelihood(weights: dict[str, Tensor], view: Tensor, label: Tensor) -> Tensor:
         logits: Tensor = functional_call(learner, weights, (view[None],))
@@ -116,5 +118,6 @@ def fisher_diagonal(learner: Learner, images: Tensor) -> dict[str, Tensor]:
             for label, chance in enumerate(chances.unbind(dim=1)):
                 gradients = each(weights, view, torch.full((len(view),), label, device=view.device))
                 for name, gradient in gradients.items():
-                    found[name] += torch.einsum("n,n...->...", chance, gradient.square())
+                    kind = kinds[name]
+                    found[name] += torch.einsum("n,n...->...", chance.to(kind), gradient.to(kind).square())
     return {name: value / len(images) for name, value in found.items()}
