@@ -171,9 +171,8 @@ class SupervisedContinual(ContinualLearner):
         """Log also the accuracy of the method's scores, over all classes and over those of the task."""
         features = super().evaluate(batch, task, prefix)
         labels = batch[1]
-        kind = next(
-            self.head.parameters()
-        ).dtype  # features are float32, also where all is trained in another precision
+        # features are float32, also where all is trained in another precision
+        kind = next(self.head.parameters()).dtype
         logits = self.method.scores(features, self.head(features.to(kind)))
         classes = torch.tensor(self._stream.classes(task), device=labels.device)
         self._log_mean(f"{prefix}/accuracy", logits.argmax(dim=1) == labels)

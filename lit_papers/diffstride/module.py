@@ -164,9 +164,8 @@ class StridedClassifier(LightningModule):
         """The larger share of each sample, and its partner."""
         if self.mixup_alpha == 0:
             return torch.ones(samples, device=self.device), None
-        alpha = torch.tensor(
-            self.mixup_alpha, dtype=torch.float32
-        )  # half precision, the default of a step, has no draws
+        # half precision, the default of a step, has no draws
+        alpha = torch.tensor(self.mixup_alpha, dtype=torch.float32)
         share = torch.distributions.Beta(alpha, alpha).sample((samples,)).to(self.device)
         return torch.maximum(share, 1 - share), torch.randperm(samples, device=self.device)
 
