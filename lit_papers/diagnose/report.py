@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_papers.diagnose.page import page
+from lit_papers.files import write_whole
 
 SCHEMA = 1
 Status = Literal["measured", "does not apply", "failed", "left out"]
@@ -209,8 +210,8 @@ class Report:
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        (place / "report.json").write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False), encoding="utf-8")
-        (place / "report.html").write_text(self.html(), encoding="utf-8")
+        write_whole(place / "report.json", json.dumps(self.as_dict(), indent=1, allow_nan=False))
+        write_whole(place / "report.html", self.html())
         return place / "report.html"
 
     def log(self, loggers: Logger | Iterable[Logger], step: int = 0) -> None:

@@ -1,13 +1,14 @@
 """Finished samples on disk, kept for the same call alone."""
 
 import hashlib
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_papers.files import write_whole
 from lit_papers.interactions.result import InteractionResult
 
 
@@ -58,6 +59,6 @@ class PartialFile:
     def write(self, found: dict[int, InteractionResult]) -> None:
         """Replace the file as a whole: a run that is killed meanwhile leaves the old one."""
         samples = {place: vars(result) for place, result in found.items()}
-        beside = self.path.with_name(self.path.name + ".new")
-        torch.save({"fingerprint": self._fingerprint, "values": self._values, "samples": samples}, beside)
-        os.replace(beside, self.path)
+        content = BytesIO()
+        torch.save({"fingerprint": self._fingerprint, "values": self._values, "samples": samples}, content)
+        write_whole(self.path, content.getvalue())

@@ -15,8 +15,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from lit_papers.files import write_whole
 from lit_papers.reproduce.plan import TRAINING
-from lit_papers.trials.files import write_whole
 from lit_papers.trials.runs import REQUEST, write_answer
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import lit_papers
+from lit_papers.files import write_whole
 from lit_papers.reproduce.claims import Claim
 from lit_papers.reproduce.verdicts import NOT_RUN, Outcome, RuleError, Verdict, judge
-from lit_papers.trials.files import write_whole
 
 ROOMS = Path(__file__).parents[1]
 

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lit_papers.files import write_whole
 from lit_papers.reproduce.claims import Claim, ClaimError, find_claims, papers
 from lit_papers.reproduce.measured import Measured, measured_path
 from lit_papers.reproduce.results import ROOMS, Results, kept, verdict_of
 from lit_papers.reproduce.verdicts import Outcome, Verdict, by_arm, spread
-from lit_papers.trials.files import write_whole
 
 _BLOCK = re.compile(
     r"(<!-- (?P<kind>reproduce|measured): (?P<name>[\w/]+) -->\n)(?P<body>.*?)(<!-- /(?P=kind) -->)", re.DOTALL

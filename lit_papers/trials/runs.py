@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_papers.trials.files import write_whole
+from lit_papers.files import write_whole
 from lit_papers.trials.fingerprint import fingerprint
 from lit_papers.trials.processes import Call, ending, undisturbed
 

@@ -1,6 +1,7 @@
 """Three figures of a search: how it went, which values went with which result, and which parameter mattered."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from lit_papers.files import write_whole
 from lit_papers.plotting import STYLES, new_figure
 from lit_papers.tuning.results import format_value, short_names
 from lit_papers.tuning.sweep_file import Sweep
@@ -32,7 +34,9 @@ def write_figures(folder: Path, study: Study, sweep: Sweep) -> list[Path]:
     if bars is not None:
         figures["importance"] = bars
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+        png = BytesIO()
+        figure.savefig(png, format="png")
+        write_whole(folder / f"{name}.png", png.getvalue())  # other searches may share the folder
     return [folder / f"{name}.png" for name in figures]
 
 

@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from lit_papers.trials.files import write_whole
+from lit_papers.files import write_whole
 from lit_papers.tuning.search import KILLED, REASON, counts
 from lit_papers.tuning.sweep_file import Sweep
 

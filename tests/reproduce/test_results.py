@@ -62,12 +62,12 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_results_before(
     before = Results((Outcome("", 0, {"score": 1.0}, {}, 1.0),), "", {}, "", "", "")
     before.write(path)
 
-    def written_by_half(path: Path, text: str, encoding: str) -> None:
-        with path.open("w", encoding=encoding) as file:
-            file.write(text[: len(text) // 2])
+    def written_by_half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", written_by_half)
+    monkeypatch.setattr(Path, "write_bytes", written_by_half)
     with pytest.raises(KeyboardInterrupt):
         Results((Outcome("", 0, {"score": 2.0}, {}, 1.0),), "", {}, "", "", "").write(path)
     assert Results.read(path) == before
