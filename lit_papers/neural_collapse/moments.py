@@ -21,8 +21,8 @@ from torch import Tensor
 
 # Rows taken at a time: enough for a full-speed matrix product, 8 MB in float64 at 2048 features.
 BLOCK_ROWS = 512
-# Columns of a block of the symmetric product: at d = 512 it needs 10/16 of the operations of a full product.
-BLOCK_COLUMNS = 128
+# Columns of a block of the symmetric product: at d = 512 it needs 36/64 of the operations of a full product.
+BLOCK_COLUMNS = 64
 # Before these blocks the pilots move to the means found so far, in case that the first rows of a class were unlike
 # the others: as many digits as they lie away would be lost. Each costs a product over the classes.
 RECENTRED_BEFORE = frozenset(16**power for power in range(1, 9))
