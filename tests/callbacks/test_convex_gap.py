@@ -264,10 +264,17 @@ class Changing(Small):
         loss = super().training_step(batch, batch_index)
         if not self.current_epoch:
             return loss
-        return loss * torch.nan if self.what == "diverges" else 2 * loss
+        return loss * {"diverges": math.nan, "doubles": 2, "decays": 1}[self.what]
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch and self.what == "decays":
+            self.trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.2
 
 
-@pytest.mark.parametrize(("what", "reason"), [("diverges", "diverged"), ("doubles", "another loss")])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [("diverges", "diverged"), ("doubles", "another loss"), ("decays", "the weight decay is 0.2 now, and was 0.1")],
+)
 def test_what_cannot_be_measured_later_is_nan_and_training_goes_on(what: str, reason: str, tmp_path: Path) -> None:
     module, callback = Changing(), ConvexGap("relaxed", seconds=0.05)
     module.what = what
@@ -277,6 +284,25 @@ def test_what_cannot_be_measured_later_is_nan_and_training_goes_on(what: str, re
     assert math.isfinite(callback.history[0]["objective"])
     assert all(math.isnan(callback.history[1][key]) for key in COMMON)
     assert reason in callback.history[1]["reason"]
+
+
+class Manual(Small):
+    """Steps on the sum of two batches' losses."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        loss = super().training_step(batch, batch_index)
+        self.manual_backward(loss)
+        if batch_index % 2:
+            self.optimizers().step()  # type: ignore[union-attr]
+            self.optimizers().zero_grad()  # type: ignore[union-attr]
+        return loss
+
+
+def test_beta_of_manual_optimization_is_said_to_be_a_guess(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="optimisation is manual.*pass `beta`"):
+        fitted(tmp_path, Manual(), ConvexGap("relaxed", seconds=0.05), max_epochs=1)
 
 
 class _Stream(IterableDataset[Any]):
