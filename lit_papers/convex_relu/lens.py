@@ -52,7 +52,9 @@ _FLOAT32_ZERO = 1e-5  # a float32 neuron on a boundary misses it by this much
 _LARGEST_BANK = 2_000_000  # constraints' entries, n x d x p, that a conic solver takes in seconds
 _CHEAP = 2000  # patterns whose program is solved in a second or two
 _CURE = "Pass `beta`: with the loss summed over samples, the objective is loss + beta / 2 |weights|^2."
-_OPERATIONS = 4e8  # a second, of one core: a budget in operations is the same on every process
+# operations a second, of one core, in small steps and in large matrices: a budget in operations is the same everywhere
+_OPERATIONS, _DENSE = 4e8, 3e10
+_LONGEST = 4  # times the seconds, that looking for a bound may take before its first step
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,8 @@ class ConvexGapLens(Lens):
             optimum, bound = solution.objective, solution.lower_bound
             rank_zero_info(f"ConvexGap: the global optimum over {len(arrangements)} patterns is {optimum:.6g}")
         else:
-            cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 2e6  # each step's overhead counts too
-            steps = int(min(200, max(10, self.seconds * _OPERATIONS / cost)))
-            bound = problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
+            steps = _steps(problem, self.seconds)
+            bound = 0.0 if steps is None else problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
         loader = subject.loader
         return Prepared(
             problem, names, mode, recognised, decays, batch, arrangements, optimum, bound, x, loader, _size(loader)
@@ -332,6 +333,16 @@ class ConvexGapLens(Lens):
         return (max(strengths) + recognised.penalty) * size / (recognised.factor * len(rows))
 
 
+def _steps(problem: Problem, seconds: float) -> int | None:
+    """How many steps of ascent take about so long; None where to begin takes much longer, and looks alone bound."""
+    n, d = problem.x.shape
+    step = problem.num_outputs * d * d * (4 * n + 16 * d) / _DENSE  # products, and eigenvectors
+    if 2 * step > _LONGEST * seconds:
+        return None
+    cost = 4 * problem.num_outputs * n * d * d + 2e6  # each step's overhead counts too
+    return int(min(200, max(seconds * _OPERATIONS / cost, min(10, 2 * seconds / max(step, 1e-9)))))
+
+
 def _optimizers(subject: Subject) -> list[torch.optim.Optimizer]:
     return [] if subject.trainer is None else subject.trainer.optimizers
 
@@ -387,8 +398,11 @@ def _check_rows_stay(subject: Subject) -> None:
             f"ConvexGap: {type(sampler).__name__} may draw other samples each epoch, or some more often than others: "
             "there is no one objective; pass `dataloader`, the data that it stands for"
         )
-    limit = None if subject.trainer is None else readings.training_limit(subject.trainer)
-    if limit is not None and type(sampler) is not SequentialSampler and limit < len(loader):
+    trainer = subject.trainer
+    fixed = type(sampler) is SequentialSampler or (distributed and not getattr(sampler, "shuffle", True))
+    if trainer is None or subject.passed or fixed or readings.training_limit(trainer) is None:
+        return
+    if trainer.num_training_batches < len(loader):  # both of one process
         raise NotApplicable(
             "ConvexGap: a part of a shuffled epoch is other samples each time (limit_train_batches): pass `dataloader`"
         )

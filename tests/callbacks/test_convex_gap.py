@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -305,6 +306,14 @@ def test_beta_of_manual_optimization_is_said_to_be_a_guess(tmp_path: Path) -> No
         fitted(tmp_path, Manual(), ConvexGap("relaxed", seconds=0.05), max_epochs=1)
 
 
+@pytest.mark.timeout(60)
+def test_a_part_of_an_epoch_that_two_processes_share_is_one_of_each(tmp_path: Path) -> None:
+    """Two of three batches on each process are four of six, not four of three."""
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    with pytest.raises(Exception, match="a part of a shuffled epoch is other samples each time"):
+        fitted(tmp_path, Small(), ConvexGap("exact"), data(2), limit_train_batches=2, devices=2, strategy=strategy)
+
+
 class _Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter([(torch.ones(3), torch.ones(()))] * 4)
@@ -419,6 +428,9 @@ def test_the_rows_that_are_trained_on(tmp_path: Path) -> None:
             fitted(tmp_path, Small(), ConvexGap("exact"), DataLoader(rows, batch_size=3, sampler=sampler))
     with pytest.raises(NotApplicable, match="limit_train_batches"):
         fitted(tmp_path, Small(), ConvexGap("exact"), data(2), limit_train_batches=2)
+    callback = ConvexGap("exact", beta=0.5, dataloader=data(2))  # what the cure says
+    fitted(tmp_path, Small(), callback, data(2), limit_train_batches=2, max_epochs=1)
+    assert callback.history[-1]["optimum"] == pytest.approx(load("gauss_n10_d3")["objective"], rel=1e-6)
 
 
 @pytest.mark.parametrize("where", ["global stream", "own stream", "counter", "batch hook"])
