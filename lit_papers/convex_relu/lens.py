@@ -153,8 +153,10 @@ class ConvexGapLens(Lens):
         recognised = self._recognise(subject, names, batch)
         layers = Layers(*_layers(subject.network, names))
         x, y = layers.inputs(rows), targets(given, recognised.loss, layers.num_outputs)
-        decays = None if self.beta is not None else _decays(subject, names)
-        beta = self.beta if decays is None else self._beta_of(subject, decays, recognised, batch, len(x))
+        beta, decays = self.beta, None
+        if beta is None:
+            decays = _decays(subject, names)
+            beta = self._beta_of(subject, decays, recognised, batch, len(x))
         problem = Problem.of(x, y, beta, loss=recognised.loss, output_bias=layers.bias is not None)
         mode, arrangements, optimum, bound = self._mode(problem, x), None, None, 0.0
         if mode == "exact":

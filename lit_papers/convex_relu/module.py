@@ -186,9 +186,10 @@ def _rows(loader: Any, batches: float) -> int:
     if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):  # what an epoch leaves out comes in another
         return len(loader.dataset)
     shared = hasattr(sampler, "num_replicas")  # it deals out what it has to all processes
-    rows = len(sampler.dataset) if shared else len(sampler)
+    rows: int = len(sampler.dataset) if shared else len(sampler)
     fixed = not sampler.shuffle if shared else isinstance(sampler, (SequentialSampler, list, tuple, range))
     size = getattr(loader.batch_sampler, "batch_size", None)
     if not fixed or size is None or batches == float("inf"):
         return rows
-    return min(rows, int(batches) * size * (sampler.num_replicas if shared else 1))
+    reached: int = int(batches) * size * (sampler.num_replicas if shared else 1)
+    return min(rows, reached)

@@ -81,10 +81,9 @@ def pgd_accuracy(
     if not x.is_floating_point():
         raise TypeError(f"`x` must be floats, which an attack can change a little, got {x.dtype}")
     for name, value in (("eps", eps), ("step_size", step_size)):
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(
-                f"`{name}` must be one number, got {tuple(value.shape)}: scale `x`, or let the model normalise it"
-            )
+        shape = tuple(getattr(value, "shape", ()))  # one for each channel, where images are normalised
+        if math.prod(shape) != 1:
+            raise ValueError(f"`{name}` must be one number, got {shape}: scale `x`, or let the model normalise it")
     if not eps >= 0:
         raise ValueError(f"`eps` must be >= 0, got {eps}")
     if step_size is not None and not step_size > 0:
