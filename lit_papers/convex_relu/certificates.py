@@ -18,6 +18,7 @@ from lit_papers.convex_relu.problem import Problem, check_features
 
 _FIRST = 128  # blocks that are projected before anything is known of the largest
 _ENTRIES = 2**22  # of a temporary matrix
+_LARGEST_APART = 1e11  # multiplications for a bound of each output, of which it is a little tighter; some ten seconds
 
 
 class DualNorm(NamedTuple):
@@ -152,6 +153,8 @@ def enumeration_free(x: Tensor, nu: Tensor) -> float:
     together = 0.5 * float(torch.linalg.matrix_norm(nu.T @ x, ord=2)) + 0.5 * float(
         torch.linalg.matrix_norm(scaled, ord=2) * torch.linalg.matrix_norm(sizes.sqrt()[:, None] * x, ord=2)
     )
+    if nu.shape[1] * x.numel() * x.shape[1] > _LARGEST_APART:
+        return together
     return min(together, math.hypot(*(enumeration_free(x, column) for column in nu.T)))
 
 

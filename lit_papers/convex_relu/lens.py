@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from lit_papers.convex_relu.solvers import solve
 from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, Unpack, unpack_batch
 from lit_papers.lens import data as readings
 from lit_papers.lens.routes import step_arguments
-from lit_papers.lens.weight_decay import decay_of
+from lit_papers.lens.weight_decay import Decay, decay_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,10 @@ _EXTRA = {"exact": ("optimum", "gap"), "bank": ("bank_optimum", "bank_gain"), "r
 _FLOAT32_ZERO = 1e-5  # a float32 neuron on a boundary misses it by this much
 _LARGEST_BANK = 2_000_000  # constraints' entries, n x d x p, that a conic solver takes in seconds
 _CHEAP = 2000  # patterns whose program is solved in a second or two
-_OPERATIONS = 4e8  # a second, of one core: a budget in operations is the same on every process
+_CURE = "Pass `beta`: with the loss summed over samples, the objective is loss + beta / 2 |weights|^2."
+# operations a second, of one core, in small steps and in large matrices: a budget in operations is the same everywhere
+_OPERATIONS, _DENSE = 4e8, 3e10
+_LONGEST = 4  # times the seconds, that looking for a bound may take before its first step
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Prepared:
         layers: names of the two.
         mode: what is measured.
         recognised: how a step's loss depends on the layers.
+        decays: of weights and hidden bias, that beta follows from; None where it was given.
         batch: one, as the module gets it, on which this is seen again at each look.
         arrangements: all patterns, in mode `exact`.
         optimum: the global one, in mode `exact`.
@@ -76,6 +80,7 @@ class Prepared:
     layers: tuple[str, str]
     mode: Literal["exact", "bank", "relaxed"]
     recognised: Recognised
+    decays: list[Decay | None] | None
     batch: Any
     arrangements: Arrangements | None
     optimum: float | None
@@ -148,7 +153,10 @@ class ConvexGapLens(Lens):
         recognised = self._recognise(subject, names, batch)
         layers = Layers(*_layers(subject.network, names))
         x, y = layers.inputs(rows), targets(given, recognised.loss, layers.num_outputs)
-        beta = self.beta if self.beta is not None else self._beta_of(subject, names, recognised, batch, len(x))
+        beta, decays = self.beta, None
+        if beta is None:
+            decays = _decays(subject, names)
+            beta = self._beta_of(subject, decays, recognised, batch, len(x))
         problem = Problem.of(x, y, beta, loss=recognised.loss, output_bias=layers.bias is not None)
         mode, arrangements, optimum, bound = self._mode(problem, x), None, None, 0.0
         if mode == "exact":
@@ -157,12 +165,11 @@ class ConvexGapLens(Lens):
             optimum, bound = solution.objective, solution.lower_bound
             rank_zero_info(f"ConvexGap: the global optimum over {len(arrangements)} patterns is {optimum:.6g}")
         else:
-            cost = 4 * problem.num_outputs * x.numel() * x.shape[1] + 2e6  # each step's overhead counts too
-            steps = int(min(200, max(10, self.seconds * _OPERATIONS / cost)))
-            bound = problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
+            steps = _steps(problem, self.seconds)
+            bound = 0.0 if steps is None else problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
         loader = subject.loader
         return Prepared(
-            problem, names, mode, recognised, batch, arrangements, optimum, bound, x, loader, _size(loader)
+            problem, names, mode, recognised, decays, batch, arrangements, optimum, bound, x, loader, _size(loader)
         )  # fmt: skip
 
     def look(self, moment: Moment, prepared: Prepared, history: Sequence[Mapping[str, Any]]) -> Numbers:
@@ -173,6 +180,7 @@ class ConvexGapLens(Lens):
         """
         problem = prepared.problem
         _check_same_rows(moment.subject, prepared)
+        _check_same_decays(moment.subject, prepared)
         weight, alpha, bias = self._seen_again(moment.subject, prepared)
         now = report(problem, weight, alpha, prepared.arrangements, bias=bias)
         known = [entry["lower_bound"] for entry in history if entry.get("problem_id") == prepared.number]
@@ -308,27 +316,50 @@ class ConvexGapLens(Lens):
         raise ValueError(f"the training step cannot be run any more: {failure}")
 
     def _beta_of(
-        self, subject: Subject, names: tuple[str, str], recognised: Recognised, batch: Any, size: int
+        self, subject: Subject, decays: list[Decay | None], recognised: Recognised, batch: Any, size: int
     ) -> float:
         """Strength of the decay in the objective, which sums over samples: the step's penalty and the optimizer's."""
-        cure = "Pass `beta`: with the loss summed over samples, the objective is loss + beta / 2 |weights|^2."
-        if not _has_step(subject):
-            raise NotApplicable(f"ConvexGap: beta cannot be told without a training step. {cure}")
-        optimizers = [] if subject.trainer is None else subject.trainer.optimizers
-        hidden, output = _layers(subject.network, names)
-        decayed = [hidden.weight, output.weight, *([] if hidden.bias is None else [hidden.bias])]
-        try:
-            found = [decay_of(parameter, optimizers) for parameter in decayed]
-        except NotApplicable as error:
-            kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
-            raise NotApplicable(f"ConvexGap: beta does not follow from the weight decay of {kinds}. {cure}") from error
-        strengths = {0.0 if decay is None else decay.strength for decay in found}
-        decoupled = any(decay.decoupled for decay in found if decay is not None)
+        strengths = {0.0 if decay is None else decay.strength for decay in decays}
+        decoupled = any(decay.decoupled for decay in decays if decay is not None)
         if len(strengths) != 1 or decoupled or not max(strengths) + recognised.penalty > 0:
             told = "decoupled weight decay" if decoupled else f"weight decay {sorted(strengths)}"
-            raise NotApplicable(f"ConvexGap: beta cannot be told from {told} of weights and hidden bias. {cure}")
+            if not _optimizers(subject):
+                told = "the weight decay of no optimizer (nothing is trained here)"
+            raise NotApplicable(f"ConvexGap: beta cannot be told from {told} of weights and hidden bias. {_CURE}")
+        if max(strengths) > 0 and not cast(LightningModule, subject.network).automatic_optimization:
+            rank_zero_warn(
+                "ConvexGap: optimisation is manual, and beta is taken as if each optimizer step were on the loss of "
+                "one batch as `training_step` returns it; where losses are accumulated or scaled, pass `beta`"
+            )
         rows, _ = _pair(batch, subject.unpack)
         return (max(strengths) + recognised.penalty) * size / (recognised.factor * len(rows))
+
+
+def _steps(problem: Problem, seconds: float) -> int | None:
+    """How many steps of ascent take about so long; None where to begin takes much longer, and looks alone bound."""
+    n, d = problem.x.shape
+    step = problem.num_outputs * d * d * (4 * n + 16 * d) / _DENSE  # products, and eigenvectors
+    if 2 * step > _LONGEST * seconds:
+        return None
+    cost = 4 * problem.num_outputs * n * d * d + 2e6  # each step's overhead counts too
+    return int(min(200, max(seconds * _OPERATIONS / cost, min(10, 2 * seconds / max(step, 1e-9)))))
+
+
+def _optimizers(subject: Subject) -> list[torch.optim.Optimizer]:
+    return [] if subject.trainer is None else subject.trainer.optimizers
+
+
+def _decays(subject: Subject, names: tuple[str, str]) -> list[Decay | None]:
+    """What the optimizers do to both weights and the hidden bias, as they are set now."""
+    if not _has_step(subject):
+        raise NotApplicable(f"ConvexGap: beta cannot be told without a training step. {_CURE}")
+    hidden, output = _layers(subject.network, names)
+    decayed = [hidden.weight, output.weight, *([] if hidden.bias is None else [hidden.bias])]
+    try:
+        return [decay_of(parameter, _optimizers(subject)) for parameter in decayed]
+    except NotApplicable as error:
+        kinds = ", ".join(type(optimizer).__name__ for optimizer in _optimizers(subject))
+        raise NotApplicable(f"ConvexGap: beta does not follow from the weight decay of {kinds}. {_CURE}") from error
 
 
 def _has_step(subject: Subject) -> bool:
@@ -369,8 +400,11 @@ def _check_rows_stay(subject: Subject) -> None:
             f"ConvexGap: {type(sampler).__name__} may draw other samples each epoch, or some more often than others: "
             "there is no one objective; pass `dataloader`, the data that it stands for"
         )
-    limit = None if subject.trainer is None else readings.training_limit(subject.trainer)
-    if limit is not None and type(sampler) is not SequentialSampler and limit < len(loader):
+    trainer = subject.trainer
+    fixed = type(sampler) is SequentialSampler or (distributed and not getattr(sampler, "shuffle", True))
+    if trainer is None or subject.passed or fixed or readings.training_limit(trainer) is None:
+        return
+    if trainer.num_training_batches < len(loader):  # both of one process
         raise NotApplicable(
             "ConvexGap: a part of a shuffled epoch is other samples each time (limit_train_batches): pass `dataloader`"
         )
@@ -402,6 +436,19 @@ def _check_same_rows(subject: Subject, prepared: Prepared) -> None:
     x = Layers(*_layers(subject.network, prepared.layers)).inputs(rows)
     if x.shape != prepared.x.shape or not torch.equal(x, prepared.x):
         raise ValueError("the training data are others than before training: a bound would be of another problem")
+
+
+def _check_same_decays(subject: Subject, prepared: Prepared) -> None:
+    """Weight decay may have a schedule; a layer that is frozen meanwhile has none, and the objective stays."""
+    if prepared.decays is None:
+        return
+    for before, now in zip(prepared.decays, _decays(subject, prepared.layers), strict=True):
+        if now is not None and now != before:
+            was = 0.0 if before is None else before.strength
+            raise ValueError(
+                f"the weight decay is {now.strength:g} now, and was {was:g} before training: a bound would be of "
+                "another problem (pass `beta` for one of your own)"
+            )
 
 
 def _find_layers(module: nn.Module, names: Sequence[str] | None) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, WeightedRandomSampler
+from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from lit_papers.convex_relu.losses import Loss, loss_value
 from lit_papers.convex_relu.networks import to_network
@@ -93,6 +93,10 @@ class TwoLayerReLU(LightningModule):
         """Outputs (n,) of samples (n, in_features)."""
         return cast(Tensor, self.output(self.hidden(x).relu())[:, 0])
 
+    def on_fit_start(self) -> None:
+        """Forget the data of a fit before, which a guest would be shown until training starts."""
+        self._num_samples = 0
+
     def on_train_start(self) -> None:
         """Refuse data of unknown length, on which the share of the penalty depends, before any training is lost."""
         self._count_samples()
@@ -103,11 +107,11 @@ class TwoLayerReLU(LightningModule):
             loader: Any = self.trainer.train_dataloader
             if loader is None:  # where a checkpoint is validated
                 loader = cast(Any, self.trainer).datamodule.train_dataloader()
-            self._num_samples = _rows(loader.sampler, loader.dataset)
+            self._num_samples = _rows(loader, self.trainer.num_training_batches)
         except (AttributeError, TypeError):
             raise MisconfigurationException(
-                "TwoLayerReLU needs one training loader over a dataset with a length: the penalty of a batch is its "
-                "share of beta / 2 |weights|^2."
+                "TwoLayerReLU needs one training loader over a dataset with a length, whose batches are drawn from it: "
+                "the penalty of a batch is its share of beta / 2 |weights|^2."
             ) from None
         return self._num_samples
 
@@ -164,10 +168,28 @@ class TwoLayerReLU(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
-def _rows(sampler: Any, dataset: Any) -> int:
-    """Number of samples that an epoch draws on, over all processes, but for those that are held out."""
+def _rows(loader: Any, batches: float) -> int:
+    """Number of samples that are trained on, over all processes, but for those that are held out.
+
+    Args:
+        loader: a ``DataLoader``.
+        batches: of an epoch, on this process: where the order is fixed, what comes after them is held out.
+
+    Raises:
+        TypeError: its data have no length, or a sample of them is a batch.
+    """
+    if loader.batch_sampler is None:
+        raise TypeError
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if sampler is None:  # a batch sampler of one's own
+        return len(loader.dataset)
     if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):  # what an epoch leaves out comes in another
-        return len(dataset)
-    if hasattr(sampler, "num_replicas"):  # deals out what it has to all processes
-        return len(sampler.dataset)
-    return len(sampler)
+        return len(loader.dataset)
+    shared = hasattr(sampler, "num_replicas")  # it deals out what it has to all processes
+    rows: int = len(sampler.dataset) if shared else len(sampler)
+    fixed = not sampler.shuffle if shared else isinstance(sampler, (SequentialSampler, list, tuple, range))
+    size = getattr(loader.batch_sampler, "batch_size", None)
+    if not fixed or size is None or batches == float("inf"):
+        return rows
+    reached: int = int(batches) * size * (sampler.num_replicas if shared else 1)
+    return min(rows, reached)

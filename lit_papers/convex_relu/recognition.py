@@ -32,18 +32,20 @@ class Recognised:
         loss: of the outputs.
         factor: of the sum of the samples' losses, on a batch of this size.
         penalty: of ``|weights|^2 / 2``, without the output bias; 0 if the step adds none.
+        bias_penalty: of ``|output bias|^2 / 2``, which the objective leaves out; 0 if the step adds none.
         tolerance: relative, to which this was seen, by the precision of the network.
     """
 
     loss: Loss
     factor: float
     penalty: float
+    bias_penalty: float
     tolerance: float
 
     def predicted(self, layers: "Layers", x: Tensor, y: Tensor) -> float:
         """The step's loss on a batch with the layers as they are now."""
         value = layers.loss(x, targets(y, self.loss, layers.num_outputs), self.loss)
-        return self.factor * value + 0.5 * self.penalty * layers.penalty()
+        return self.factor * value + 0.5 * (self.penalty * layers.penalty() + self.bias_penalty * layers.bias_square())
 
 
 class Layers:
@@ -92,6 +94,10 @@ class Layers:
     def penalty(self) -> float:
         """Squared norm of all weights but the output bias."""
         return float(self.weight.square().sum() + self.alpha.square().sum())
+
+    def bias_square(self) -> float:
+        """Squared norm of the output bias; 0 without one."""
+        return 0.0 if self.bias is None else float(self.bias.square().sum())
 
 
 def targets(y: Tensor, loss: Loss, num_outputs: int) -> Tensor:
@@ -150,6 +156,7 @@ def recognise(
     generator = torch.Generator().manual_seed(0)
     kept = [parameter.detach().clone() for parameter in parameters]
     epsilon = torch.finfo(layers.hidden.weight.dtype).eps
+    sizes = _sizes(layers, fine=epsilon < 1e-5)
     wanted: dict[Loss, Tensor] = {}
     reasons: dict[Loss, str] = {}
     for loss in losses:
@@ -159,18 +166,18 @@ def recognise(
             reasons[loss] = str(error)
     if not wanted:
         raise NotRecognised("the targets fit no loss (" + "; ".join(f"{k}: {why}" for k, why in reasons.items()) + ")")
-    seen: dict[Loss, list[tuple[float, float, float]]] = {loss: [] for loss in wanted}
+    seen: dict[Loss, list[tuple[float, float, float, float]]] = {loss: [] for loss in wanted}
     scaled: list[tuple[float, float, float]] = []  # scale, value of the step, penalty
     with torch.no_grad():
         try:
             for trial in range(_TRIALS):
-                for parameter, before in zip(parameters, kept, strict=True):
-                    noise = torch.randn(before.shape, generator=generator).to(before)
-                    size = before.square().mean().sqrt().clamp_min(1e-3)
-                    parameter.copy_(before if trial == 0 else (0.5 + 0.25 * trial) * before + 0.3 * size * noise)
+                for parameter, before, size in zip(parameters, kept, sizes, strict=True):
+                    noise = 0.3 * size * torch.randn(before.shape, generator=generator).to(before)
+                    parameter.copy_(before if trial == 0 else (0.5 + 0.25 * trial) * before + noise)
                 value = float(step())
                 for loss, target in wanted.items():
-                    seen[loss].append((value, layers.loss(x, target, loss), 0.5 * layers.penalty()))
+                    terms = 0.5 * layers.penalty(), 0.5 * layers.bias_square()
+                    seen[loss].append((value, layers.loss(x, target, loss), *terms))
             for scale in _SCALES if epsilon < 1e-5 else _SCALES_OF_HALF:  # of the last trial
                 for parameter in layers.hidden.parameters():
                     parameter.mul_(scale)
@@ -186,25 +193,38 @@ def recognise(
     misfits: dict[Loss, float] = {}
     for loss, rows in seen.items():
         table = torch.tensor(rows, dtype=torch.float64)
-        for terms in (1, 2):  # without a penalty in the step's loss, and with
-            design = table[:, 1 : 1 + terms]
+        # without a penalty in the step's loss, with one, and with one of the output bias too
+        for count in (1, 2) if layers.bias is None else (1, 2, 3):
+            design = table[:, 1 : 1 + count]
             numbers = torch.linalg.lstsq(design, table[:, 0:1]).solution[:, 0]
             misfit = float((design @ numbers - table[:, 0]).abs().max() / table[:, 0].abs().max().clamp_min(1e-300))
             misfits[loss] = min(misfit, misfits.get(loss, float("inf")))
             if misfit <= tolerance and float(numbers[0]) > 0 and bool((numbers >= 0).all()):
-                penalty = float(numbers[1]) if terms == 2 else 0.0
-                _check_scales(scaled, float(numbers[0]) * rows[-1][1], penalty, tolerance)
+                penalty, bias_penalty = (float(numbers[at]) if at < count else 0.0 for at in (1, 2))
+                _check_scales(scaled, float(numbers[0]) * rows[-1][1] + bias_penalty * rows[-1][3], penalty, tolerance)
                 factor = _plain(float(numbers[0]), len(x), layers.num_outputs, tolerance)
-                return Recognised(loss, factor, penalty, tolerance)
-    told = [f"{loss}: {misfit:.1%} off" for loss, misfit in misfits.items()]
+                return Recognised(loss, factor, penalty, bias_penalty, tolerance)
+    told = [f"{loss}: {100 * misfit:.2g}% off" for loss, misfit in misfits.items()]
     told += [f"{loss}: {reason}" for loss, reason in reasons.items()]
     raise NotRecognised(
         "the training loss is not that of Linear -> ReLU -> Linear on these samples ("
         + "; ".join(told)
         + "): something "
         "else lies between input, layers, output and loss (a normalisation, dropout, a skip connection, a scaled "
-        "output, another loss term)"
+        "output, another loss term, a penalty of a part of the weights)"
     )
+
+
+def _sizes(layers: Layers, *, fine: bool) -> list[Tensor]:
+    """How far each parameter is moved: by its own size.
+
+    Biases and heads may begin at 0. These move by a share of what the others are, where the precision is fine enough
+    to tell: a penalty that leaves them out would be taken for one that has them.
+    """
+    own = [[p.detach().square().mean().sqrt() for p in layer.parameters()] for layer in (layers.hidden, layers.output)]
+    overall = 0.1 * max(float(size) for sizes in own for size in sizes)
+    least = [max(1e-3, overall, *map(float, sizes)) if fine else 1e-3 for sizes in own]
+    return [size.clamp_min(floor) for sizes, floor in zip(own, least, strict=True) for size in sizes]
 
 
 def _check_scales(scaled: Sequence[tuple[float, float, float]], loss: float, penalty: float, tolerance: float) -> None:

@@ -46,7 +46,7 @@ def _climbed_bound(problem: Problem, nu: Tensor | None, seconds: float, steps: i
     # outputs, not duals, are what is moved: the gradient of the loss there is in the conjugate's domain
     outputs = _outputs_of(problem, begin).requires_grad_()
     climber = torch.optim.Adam([{"params": [outputs], "lr": 0.04}, {"params": [relaxed.logs], "lr": 0.04}])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(climber, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(climber, max(1, steps))
     best = problem.bound(begin.detach(), relaxed.upper(begin).item())
     for _ in range(steps):
         if time.monotonic() - start > seconds:
@@ -88,7 +88,7 @@ class _Relaxation:
         self.there, self.x, self.lengths = there, problem.x[there], lengths[there]
         pulls = self._pulls(nu)
         # one number for all samples gives the bound of Cauchy and Schwarz
-        spread = torch.linalg.eigvalsh(torch.einsum("bn,nd,ne->bde", pulls.clamp_min(0), self.x, self.x))[:, -1]
+        spread = torch.linalg.eigvalsh(self._weighed(pulls.clamp_min(0)))[:, -1]
         common = (spread / pulls.clamp_min(0).sum(1).clamp_min(1e-300)).clamp_min(1e-12).sqrt()
         self.logs = common.log()[:, None].expand(pulls.shape).clone().requires_grad_()
 
@@ -97,6 +97,10 @@ class _Relaxation:
         columns = nu.reshape(len(nu), -1)[self.there].T
         return torch.cat([-columns, columns])
 
+    def _weighed(self, rows: Tensor) -> Tensor:
+        """``x^T diag(row) x`` of each row (b, n), one by one: together they would hold b copies of the data."""
+        return torch.stack([self.x.T @ (row[:, None] * self.x) for row in rows])
+
     def upper(self, nu: Tensor) -> Tensor:
         """Upper bound on the dual norm of `nu`; its gradient is that of the maximising neurons, held fixed."""
         pulls = self._pulls(nu)
@@ -104,11 +108,10 @@ class _Relaxation:
         widths = self.logs.exp()
         linear = pulls @ self.x  # (b, d)
         curved = rise / (2 * widths) - fall / self.lengths
-        quadratic = torch.einsum("bn,nd,ne->bde", curved, self.x, self.x)
         constant = 0.5 * (rise * widths).sum(1)
         with torch.no_grad():
-            highest, neurons = largest_on_the_sphere(linear, quadratic)
-        fixed = (linear * neurons).sum(1) + torch.einsum("bd,bde,be->b", neurons, quadratic, neurons)
+            highest, neurons = largest_on_the_sphere(linear, self._weighed(curved))
+        fixed = (linear * neurons).sum(1) + (curved * (neurons @ self.x.T).square()).sum(1)
         # the value is the certified one, the gradient that of the neurons
         each = 0.5 * (constant + fixed + (highest - fixed).detach()).clamp_min(0)
         up, down = each.tensor_split(2)

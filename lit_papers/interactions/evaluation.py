@@ -64,8 +64,9 @@ def pgd_accuracy(
         Share of samples that the model still classifies correctly, in [0, 1].
 
     Raises:
-        ValueError: an argument is out of its range, or ``x`` and ``y`` differ in length.
-        TypeError: ``y`` are no class indices.
+        ValueError: an argument is out of its range, ``x`` and ``y`` differ in length, a label is none of the model's
+            classes, or the logits of a clean sample are NaN or infinite.
+        TypeError: ``y`` are no class indices, or ``x`` no floats.
 
     Warns:
         UserWarning: samples have no gradient on all their way, so that the attack could not find one that misleads:
@@ -77,6 +78,12 @@ def pgd_accuracy(
     0.5
     """
     y = _checked(x, y)
+    if not x.is_floating_point():
+        raise TypeError(f"`x` must be floats, which an attack can change a little, got {x.dtype}")
+    for name, value in (("eps", eps), ("step_size", step_size)):
+        shape = tuple(getattr(value, "shape", ()))  # one for each channel, where images are normalised
+        if math.prod(shape) != 1:
+            raise ValueError(f"`{name}` must be one number, got {shape}: scale `x`, or let the model normalise it")
     if not eps >= 0:
         raise ValueError(f"`eps` must be >= 0, got {eps}")
     if step_size is not None and not step_size > 0:
@@ -89,7 +96,7 @@ def pgd_accuracy(
     right = blind = 0
     with _evaluating(model):
         for clean, target in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            logits = two_logits(call_network(model, clean))
+            logits = _logits(model, clean, target)
             spread = logits.std(dim=1, correction=0)  # (B,)
             spread = torch.where(spread > 0, spread, torch.ones_like(spread))
             robust = logits.argmax(dim=1) == target  # (B,)
@@ -168,10 +175,13 @@ def masking_curve(
         Accuracy at each fraction, float64, ``(len(fractions),)``.
 
     Raises:
-        ValueError: ``layout`` is unknown, a fraction is out of range, or ``x`` and ``y`` differ in length.
-        TypeError: ``y`` are no class indices.
+        ValueError: ``layout`` is unknown, a fraction is out of range, ``x`` and ``y`` differ in length, a label is none
+            of the model's classes, or logits are NaN or infinite.
+        TypeError: ``y`` are no class indices, or ``players`` have no border.
     """
     y = _checked(x, y)
+    if layout == "border" and not isinstance(players, PatchGrid):
+        raise TypeError(f"layout='border' is of the cells of a PatchGrid, got {type(players).__name__}")
     if layout not in ("random", "border"):
         raise ValueError(f"layout={layout!r} is unknown; choose 'random' or 'border'")
     if not all(0 <= fraction <= 1 for fraction in fractions):
@@ -187,7 +197,9 @@ def masking_curve(
         for fraction in fractions:
             keep = rank >= math.floor(fraction * n + 1e-9)  # 0.29 * 100 is a little less than 29
             batches = zip(*(torch.split(tensor, batch_size) for tensor in (x, keep, y)), strict=True)
-            right.append(sum(int((_classes(model, players(a, k, baseline)) == b).sum()) for a, k, b in batches))
+            right.append(
+                sum(int((_logits(model, players(a, k, baseline), b).argmax(1) == b).sum()) for a, k, b in batches)
+            )
     return torch.tensor(right, dtype=torch.float64) / len(y)
 
 
@@ -240,8 +252,15 @@ def plot_masking_curves(
     return figure, ax
 
 
-def _classes(model: nn.Module, x: Tensor) -> Tensor:
-    return two_logits(call_network(model, x)).argmax(dim=1)
+def _logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Logits of a batch; whatever NaN are and classes that are none would count as right or wrong."""
+    logits = two_logits(call_network(model, x))
+    if bool((logits.isnan() | logits.isposinf()).any()):  # -inf is what masks a class out
+        raise ValueError("the model's output is NaN or infinite")
+    outside = y[(y < 0) | (y >= logits.shape[1])]
+    if len(outside):
+        raise ValueError(f"label {int(outside[0])} is outside 0 to {logits.shape[1] - 1}")
+    return logits
 
 
 def _distance_from_centre(players: PatchGrid) -> Tensor:

@@ -13,9 +13,9 @@ from lit_papers.interactions.checks import whole_number
 from lit_papers.interactions.estimator import MultiOrderInteraction
 from lit_papers.interactions.outputs import Respond, call_network, place_of, two_logits
 from lit_papers.interactions.players import Players
-from lit_papers.interactions.samples import READ, balanced
+from lit_papers.interactions.samples import READ, balanced, labelled
 from lit_papers.interactions.strength import Magnitudes, jackknife_error, strength_curve
-from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, class_indices, unpack_batch
+from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, unpack_batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,13 +84,9 @@ class InteractionLens(Lens):
         logits, place = self._first_logits(subject, subject.rows(1, wanted="samples")[0])
         distinct = min(logits.shape[1], wanted)
         x, targets = subject.rows(READ * wanted, wanted="samples", scatter=self.seed, distinct=distinct)
-        y = class_indices(targets, logits.shape[1])
-        if bool((y >= logits.shape[1]).any()):
-            raise NotApplicable(f"a target is {int(y.max())}, outside [0, {logits.shape[1]}); pass `unpack`")
-        x, y = x[y >= 0], y[y >= 0]  # a negative label says that there is none
-        if not len(y):
-            raise NotApplicable("no sample has a class (all labels are negative): pass `dataloader` or `unpack`")
+        x, y = labelled(x, targets, logits.shape[1])
         chosen = balanced(y, wanted, self.seed).to(y.device)
+        self._first_logits(subject, self._masked_once(x[chosen[:1]]), place)
         return Samples(x[chosen], y[chosen], place)
 
     def look(self, moment: Moment, prepared: Samples, history: Sequence[Mapping[str, Any]]) -> Numbers:
@@ -176,13 +172,26 @@ class InteractionLens(Lens):
     def _logits(self, network: nn.Module, x: Any, place: Any = None) -> Tensor:
         return two_logits(call_network(network, x, self.respond, place))
 
-    def _first_logits(self, subject: Subject, x: Tensor) -> tuple[Tensor, Any]:
+    def _masked_once(self, x: Tensor) -> Any:
+        """A sample without its players and with all of them: players and baseline must be those of such samples."""
+        keep = torch.tensor([[False], [True]], device=x.device).expand(2, self.players.n_players)
+        try:
+            masked = self.players(x, keep, self.estimator.get("baseline", 0.0))
+        except Exception as error:  # players may be a stranger's too
+            raise NotApplicable(f"`players` or `baseline` do not fit the samples: {error}") from error
+        if isinstance(masked, Tensor) and masked.shape[1:] != x.shape[1:]:
+            raise NotApplicable(
+                f"`players` or `baseline` do not fit the samples: of one {tuple(x.shape[1:])} they make "
+                f"{tuple(masked.shape[1:])}"
+            )
+        return masked
+
+    def _first_logits(self, subject: Subject, x: Any, place: Any = None) -> tuple[Tensor, Any]:
         """Logits of some samples, and their place among several outputs."""
-        place = None
         with subject.quiet(), subject.twin() as network, subject.precision():
             try:
                 try:
-                    return self._logits(network, x), place
+                    return self._logits(network, x, place), place
                 except TypeError:  # no tensor, or several
                     place = self._place_by_route(subject, network)
                     if place is None:

@@ -10,8 +10,8 @@ from lit_papers.interactions.checks import whole_number
 from lit_papers.interactions.evaluation import masking_curve, pgd_accuracy, structural_sensitivity
 from lit_papers.interactions.outputs import call_network, two_logits
 from lit_papers.interactions.players import PatchGrid
-from lit_papers.interactions.samples import READ, balanced
-from lit_papers.lens import Lens, Moment, Numbers, Subject, class_indices
+from lit_papers.interactions.samples import READ, balanced, labelled
+from lit_papers.lens import Lens, Moment, Numbers, Subject
 from lit_papers.plotting import STYLES, new_figure
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class RobustnessLens(Lens):
             classes = two_logits(call_network(network, first)).shape[1]
         distinct = min(classes, self.n_samples)
         x, targets = subject.rows(READ * self.n_samples, wanted="samples", scatter=self.seed, distinct=distinct)
-        y = class_indices(targets, classes)
+        x, y = labelled(x, targets, classes)
         chosen = balanced(y, self.n_samples, self.seed).to(y.device)
         return x[chosen], y[chosen]
 

@@ -112,6 +112,11 @@ class Subject:
         return torch.device("cpu") if parameter is None else parameter.device
 
     @property
+    def passed(self) -> bool:
+        """Whether the data were passed, and are not those of the trainer."""
+        return self._given_loader is not None
+
+    @property
     def trial(self) -> bool:
         """Whether the trainer only tries whether everything runs (``fast_dev_run``)."""
         return self.trainer is not None and bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]

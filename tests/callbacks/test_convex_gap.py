@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -264,10 +265,17 @@ class Changing(Small):
         loss = super().training_step(batch, batch_index)
         if not self.current_epoch:
             return loss
-        return loss * torch.nan if self.what == "diverges" else 2 * loss
+        return loss * {"diverges": math.nan, "doubles": 2, "decays": 1}[self.what]
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch and self.what == "decays":
+            self.trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.2
 
 
-@pytest.mark.parametrize(("what", "reason"), [("diverges", "diverged"), ("doubles", "another loss")])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [("diverges", "diverged"), ("doubles", "another loss"), ("decays", "the weight decay is 0.2 now, and was 0.1")],
+)
 def test_what_cannot_be_measured_later_is_nan_and_training_goes_on(what: str, reason: str, tmp_path: Path) -> None:
     module, callback = Changing(), ConvexGap("relaxed", seconds=0.05)
     module.what = what
@@ -277,6 +285,33 @@ def test_what_cannot_be_measured_later_is_nan_and_training_goes_on(what: str, re
     assert math.isfinite(callback.history[0]["objective"])
     assert all(math.isnan(callback.history[1][key]) for key in COMMON)
     assert reason in callback.history[1]["reason"]
+
+
+class Manual(Small):
+    """Steps on the sum of two batches' losses."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        loss = super().training_step(batch, batch_index)
+        self.manual_backward(loss)
+        if batch_index % 2:
+            self.optimizers().step()  # type: ignore[union-attr]
+            self.optimizers().zero_grad()  # type: ignore[union-attr]
+        return loss
+
+
+def test_beta_of_manual_optimization_is_said_to_be_a_guess(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="optimisation is manual.*pass `beta`"):
+        fitted(tmp_path, Manual(), ConvexGap("relaxed", seconds=0.05), max_epochs=1)
+
+
+@pytest.mark.timeout(60)
+def test_a_part_of_an_epoch_that_two_processes_share_is_one_of_each(tmp_path: Path) -> None:
+    """Two of three batches on each process are four of six, not four of three."""
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    with pytest.raises(Exception, match="a part of a shuffled epoch is other samples each time"):
+        fitted(tmp_path, Small(), ConvexGap("exact"), data(2), limit_train_batches=2, devices=2, strategy=strategy)
 
 
 class _Stream(IterableDataset[Any]):
@@ -393,6 +428,9 @@ def test_the_rows_that_are_trained_on(tmp_path: Path) -> None:
             fitted(tmp_path, Small(), ConvexGap("exact"), DataLoader(rows, batch_size=3, sampler=sampler))
     with pytest.raises(NotApplicable, match="limit_train_batches"):
         fitted(tmp_path, Small(), ConvexGap("exact"), data(2), limit_train_batches=2)
+    callback = ConvexGap("exact", beta=0.5, dataloader=data(2))  # what the cure says
+    fitted(tmp_path, Small(), callback, data(2), limit_train_batches=2, max_epochs=1)
+    assert callback.history[-1]["optimum"] == pytest.approx(load("gauss_n10_d3")["objective"], rel=1e-6)
 
 
 @pytest.mark.parametrize("where", ["global stream", "own stream", "counter", "batch hook"])

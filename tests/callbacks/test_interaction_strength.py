@@ -396,11 +396,50 @@ def test_several_validation_sets_and_shuffled_ones() -> None:
         ({"n_contexts": 0}, "n_contexts"),
         ({"orders": [4]}, "4"),
         ({"dataloader": []}, "`dataloader` has no sample"),
+        ({"players": FeaturePlayers(4)}, r"`players` or `baseline` do not fit the samples: .* got \(1, 5\)"),
+        ({"players": PatchGrid(2)}, "`players` or `baseline` do not fit the samples: images must have shape"),
+        ({"baseline": torch.zeros(3)}, "`players` or `baseline` do not fit the samples: .* size of tensor"),
+        ({"baseline": torch.zeros(7, 1, FEATURES)}, r"do not fit the samples: of one \(5,\) they make"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         train(strength(**arguments))
+
+
+def test_players_of_other_samples_are_refused_before_the_first_step() -> None:
+    module = Project()
+    before = module.state_dict()["network.0.weight"].clone()
+    with pytest.raises(NotApplicable, match="do not fit"):
+        train(strength(players=FeaturePlayers(4)), module)
+    assert torch.equal(module.state_dict()["network.0.weight"], before)
+
+
+class OneLogit(Project):
+    """Two classes and one output, as `binary_cross_entropy_with_logits` has it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        super().__init__(nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, 1)))
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].float().flatten() % 2)
+
+    def validation_step(self, batch: Any, _: int) -> None: ...
+
+
+@pytest.mark.parametrize("shape", [(24,), (24, 1)])
+def test_the_targets_of_one_logit_are_floats(shape: tuple[int, ...]) -> None:
+    x, y = pairs(inputs=FEATURES).tensors
+    histories = []
+    for targets in (y % 2, (y % 2).float().reshape(shape)):
+        callback = strength(dataloader=DataLoader(TensorDataset(x, targets), batch_size=8), only_correct=False)
+        train(callback, OneLogit())
+        histories.append(callback.history)
+    assert [entry["n_samples"] for entry in histories[0]] == [9, 9, 9]
+    for integers, floats in zip(*histories, strict=True):
+        assert floats["strength"] == integers["strength"]
+        assert floats["noise_floor"] == integers["noise_floor"]
 
 
 def test_a_forward_without_logits_is_told() -> None:

@@ -1,5 +1,6 @@
 """Where patterns are too many: relaxed bounds, and networks found by climbing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from lit_papers.convex_relu.certificates import dual_norm, enumeration_free
 from lit_papers.convex_relu.cones import project_on_cone, project_on_cones
 from lit_papers.convex_relu.descent import climb, descend
 from lit_papers.convex_relu.landscape import global_optimality
+from lit_papers.convex_relu.lens import _steps
 from lit_papers.convex_relu.losses import without_mean
 from lit_papers.convex_relu.networks import network_output, objective
 from lit_papers.convex_relu.problem import Problem
-from lit_papers.convex_relu.relaxation import largest_on_the_sphere, relaxed_bound
+from lit_papers.convex_relu.relaxation import _Relaxation, largest_on_the_sphere, relaxed_bound
 from lit_papers.convex_relu.solvers import solve
 from tests.convex_relu.small import load, normal
 
@@ -169,3 +171,32 @@ def test_the_ascent_has_a_gradient_where_a_class_has_no_excess() -> None:
     balanced.square().sum().backward()
     assert nu.grad is not None
     assert nu.grad.isfinite().all()
+
+
+def test_the_upper_bound_of_a_relaxation_and_its_gradient_are_those_of_the_whole_matrices() -> None:
+    """They are built one by one, and not differentiated through."""
+    problem = Problem.of(normal(9, 3), torch.eye(3, dtype=torch.float64).repeat(3, 1), 0.1, loss="cross_entropy")
+    nu = problem.dual(torch.zeros_like(problem.y)).requires_grad_()
+    relaxed = _Relaxation(problem, nu.detach())
+    found = relaxed.upper(nu)
+    pulls, widths = relaxed._pulls(nu), relaxed.logs.exp()
+    curved = pulls.clamp_min(0) / (2 * widths) - (-pulls).clamp_min(0) / relaxed.lengths
+    linear, quadratic = pulls @ relaxed.x, torch.einsum("bn,nd,ne->bde", curved, relaxed.x, relaxed.x)
+    highest, neurons = largest_on_the_sphere(linear.detach(), quadratic.detach())
+    fixed = (linear * neurons).sum(1) + torch.einsum("bd,bde,be->b", neurons, quadratic, neurons)
+    each = 0.5 * (0.5 * (pulls.clamp_min(0) * widths).sum(1) + fixed + (highest - fixed).detach()).clamp_min(0)
+    expected = torch.maximum(*each.tensor_split(2)).square().sum().sqrt()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    wanted = (nu, relaxed.logs)
+    for one, other in zip(torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "features", "outputs", "steps"), [(569, 31, 1, 200), (1797, 64, 10, 10), (60_000, 784, 10, None)]
+)
+def test_a_bound_takes_about_the_time_that_it_may(size: int, features: int, outputs: int, steps: int | None) -> None:
+    """Ten steps at the size of MNIST took a hundred seconds, and memory for twenty copies of the data."""
+    x, y = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    shape = {"x": x.expand(size, features), "y": y[:, None].expand(size, outputs) if outputs > 1 else y.expand(size)}
+    assert _steps(replace(Problem.of(x + 1, y, 0.1), **shape), 3.0) == steps  # type: ignore[arg-type]

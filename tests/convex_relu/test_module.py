@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -154,6 +155,41 @@ def test_the_penalty_is_shared_by_the_rows_that_are_drawn(sampler: Any, tmp_path
     x, y = (part[:6] for part in data.tensors)  # type: ignore[attr-defined]
     expected = objective(x, y, module.hidden.weight, module.output.weight[0], 0.7) / 6
     assert float(fit.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "rows"),
+    [
+        ({"batch_size": 4}, {"limit_train_batches": 2}, 8),
+        ({"batch_size": 4, "shuffle": True}, {"limit_train_batches": 2}, 12),
+        ({"batch_size": 4, "shuffle": True}, {"overfit_batches": 1}, 4),
+        ({"batch_size": 5, "drop_last": True}, {}, 10),
+        ({"batch_size": 5, "drop_last": True, "shuffle": True}, {}, 12),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(6)), 3, False)}, {}, 6),
+    ],
+)
+def test_rows_that_no_epoch_reaches_take_no_share(
+    options: dict[str, Any], batches: dict[str, Any], rows: int, tmp_path: Path
+) -> None:
+    module = TwoLayerReLU(3, 5, beta=0.7)
+    trainer(tmp_path, max_epochs=1, **batches).fit(module, DataLoader(loader().dataset, **options))
+    assert module._num_samples == rows
+
+
+def test_a_second_fit_is_measured_on_its_own_data(tmp_path: Path) -> None:
+    module = TwoLayerReLU(3, 5, beta=0.7)
+    trainer(tmp_path, max_epochs=1).fit(module, loader(12))
+    gap = ConvexGap("relaxed", seconds=0.05)
+    trainer(tmp_path, max_epochs=1, callbacks=[gap]).fit(module, loader(6))
+    weights = module.hidden.weight, module.output.weight[0]
+    expected = objective(*loader(6).dataset.tensors, *weights, 0.7)  # type: ignore[attr-defined]
+    assert gap.history[-1]["objective"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_sample_that_is_a_batch_is_refused(tmp_path: Path) -> None:
+    x, y = loader().dataset.tensors  # type: ignore[attr-defined]
+    with pytest.raises(MisconfigurationException, match="whose batches are drawn from it"):
+        trainer(tmp_path).fit(TwoLayerReLU(3, 2, beta=0.1), DataLoader([(x, y)], batch_size=None))
 
 
 def test_samplers_that_draw_other_rows_each_time_draw_on_all(tmp_path: Path) -> None:

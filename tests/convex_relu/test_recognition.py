@@ -72,6 +72,31 @@ def test_a_penalty_in_the_loss() -> None:
     assert found.penalty == pytest.approx(0.7, rel=1e-4)
 
 
+def test_a_penalty_of_all_parameters_or_of_a_part() -> None:
+    """Biases that begin at 0 count too: a penalty that leaves them out, or has them, is another one later."""
+    x, y, layers = normal(12, 3).float(), normal(12, seed=1).float(), network()
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    with torch.no_grad():
+        for bias in biases:
+            bias.zero_()
+
+    def step(decayed: list[Tensor]) -> Tensor:
+        return mse(forward(*layers, x)[:, 0], y) + 0.05 * torch.stack([p.square().sum() for p in decayed]).sum()
+
+    found = recognise(partial(step, [*weights, *biases]), Layers(*layers), x, y)
+    assert found.penalty == pytest.approx(0.1, rel=1e-4)
+    assert found.bias_penalty == pytest.approx(0.1, rel=1e-3)
+    with torch.no_grad():
+        biases[1].fill_(2.0)
+    expected = float(step([*weights, *biases]).detach())
+    assert found.predicted(Layers(*layers), x, y) == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        biases[1].zero_()
+    for part in (weights, weights[:1]):
+        with pytest.raises(NotRecognised, match="a part of the weights"):
+            recognise(partial(step, part), Layers(*layers), x, y)
+
+
 @pytest.mark.parametrize(
     "twist",
     [

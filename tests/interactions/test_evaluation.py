@@ -12,7 +12,7 @@ from lit_papers.interactions.evaluation import (
     plot_masking_curves,
     structural_sensitivity,
 )
-from lit_papers.interactions.players import PatchGrid
+from lit_papers.interactions.players import FeaturePlayers, PatchGrid, Players
 
 
 def linear(*weights: float) -> nn.Linear:
@@ -269,3 +269,36 @@ def test_labels_of_another_form_are_refused(labels: torch.Tensor) -> None:
         masking_curve(network, PatchGrid(2), images, labels, [0.5], "random")
     with pytest.raises((ValueError, TypeError), match="`y` must be"):
         pgd_accuracy(network, images, labels, 0.1)
+
+
+def test_what_has_no_accuracy_is_refused() -> None:
+    """NaN count as class 0, and a label that is no class as an error: numbers like any other."""
+    network, images, labels = (
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+        torch.randn(6, 1, 4, 4),
+        torch.arange(6) % 2,
+    )
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    nn.init.constant_(broken[1].weight, math.nan)
+    for model, x, y, complaint in (
+        (broken, images, labels, "NaN or infinite"),
+        (network, torch.full_like(images, math.nan), labels, "NaN or infinite"),
+        (network, images, labels + 1, "label 2 is outside 0 to 1"),
+        (network, images, labels - 1, "label -1 is outside 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            pgd_accuracy(model, x, y, 0.1, steps=1)
+        with pytest.raises(ValueError, match=complaint):
+            masking_curve(model, PatchGrid(2), x, y, [0.0], "random")
+
+
+def test_images_of_integers_steps_of_channels_and_players_without_a_border_are_refused() -> None:
+    network, images, labels = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.rand(6, 3, 4, 4), torch.arange(6) % 2
+    with pytest.raises(TypeError, match="`x` must be floats"):
+        pgd_accuracy(network, (255 * images).byte(), labels, 8)
+    for arguments in ({"eps": torch.rand(3, 1, 1)}, {"eps": 0.1, "step_size": torch.rand(3, 1, 1)}):
+        with pytest.raises(ValueError, match=r"must be one number, got \(3, 1, 1\)"):
+            pgd_accuracy(network, images, labels, **arguments)  # type: ignore[arg-type]
+    players: Players = FeaturePlayers(48)
+    with pytest.raises(TypeError, match="of the cells of a PatchGrid, got FeaturePlayers"):
+        masking_curve(network, players, images, labels, [0.0], "border")  # type: ignore[arg-type]
