@@ -352,6 +352,32 @@ def test_counting_attention_and_folded_clips(training: bool) -> None:
     assert cost.table().splitlines()[2].startswith("| conv | 69120 | ")
 
 
+def test_counting_recurrence_bilinear_forms_and_padded_attention() -> None:
+    """What a fused kernel computes costs what the same product costs elsewhere; torch has no formula for these."""
+
+    def counted(module: nn.Module, *inputs: Any, **options: Any) -> int:
+        with torch.no_grad(), CostCounter(module) as cost:
+            module(*inputs, **options)
+        return cost.macs
+
+    for layer, matrices in (
+        (nn.LSTM(8, 16, batch_first=True), 64 * (8 + 16)),
+        (nn.LSTM(8, 16, 2, batch_first=True, bidirectional=True), 2 * 64 * (8 + 16) + 2 * 64 * (32 + 16)),
+        (nn.LSTM(8, 16, batch_first=True, proj_size=4), 64 * (8 + 4) + 16 * 4),
+        (nn.GRU(8, 16, batch_first=True), 48 * (8 + 16)),
+        (nn.RNN(8, 16, batch_first=True), 16 * (8 + 16)),
+    ):
+        assert counted(layer, maps(3, 7, 8)) == 7 * matrices
+    assert counted(nn.Bilinear(4, 5, 6), maps(3, 4), maps(3, 5)) == 4 * 5 * 6
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
+    padded = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    sequences = maps(2, 5, 16)
+    assert counted(encoder, sequences, src_key_padding_mask=padded) == counted(encoder, sequences)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_samples_of_sequences_and_of_layers_without_a_batch(first: bool) -> None:
     def counted(module: nn.Module, *inputs: Tensor) -> int:
