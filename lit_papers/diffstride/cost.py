@@ -21,6 +21,18 @@ _SEQUENCES = (
 _TWICE = 2  # `torch.utils.flop_counter` counts a multiplication and an addition as two
 
 
+class _NoTracker:
+    """In the place of the counter's own tracker of modules, whose hooks on tensors `torch.autograd.grad` refuses."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 @dataclass
 class _Call:
     """A module that is running: the count when it began, and what the modules inside it took of it."""
@@ -67,6 +79,7 @@ class CostCounter:
         self._handles: list[RemovableHandle] = []
         self._calls: list[_Call] = []
         self._flops = FlopCounterMode(display=False)
+        self._flops.mod_tracker = _NoTracker()
         self._fused = True
 
     @property
