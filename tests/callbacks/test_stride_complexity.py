@@ -159,6 +159,23 @@ def test_a_resumed_history_is_the_uninterrupted_one(tmp_path: Path) -> None:
         assert resumed.history == whole.history
 
 
+def test_evaluating_an_earlier_checkpoint_keeps_the_history(tmp_path: Path) -> None:
+    callback = StrideComplexity(every_n_steps=2)
+    saver = ModelCheckpoint(tmp_path / "saved", filename="{step}", save_top_k=-1, every_n_epochs=1)
+    trainer = guest.foreign_trainer(tmp_path, [callback, saver])
+    trainer.fit(Striding(random=False))
+    found, first = (
+        list(callback.history),
+        min((tmp_path / "saved").glob("*.ckpt"), key=lambda path: path.stat().st_mtime),
+    )
+    trainer.validate(ckpt_path=first, verbose=False, weights_only=True)
+    assert callback.history == found
+    fresh = StrideComplexity(every_n_steps=2)
+    other = guest.foreign_trainer(tmp_path, [fresh])
+    other.validate(Striding(random=False), ckpt_path=first, verbose=False, weights_only=True)
+    assert fresh.history == found[: len(fresh.history)] != []
+
+
 def test_an_exception_leaves_no_hook(tmp_path: Path) -> None:
     module = Striding()
 
