@@ -95,6 +95,16 @@ def test_copies_and_replaced_parameters() -> None:
     assert torch.equal(layer(images), expected)
 
 
+def test_an_ensemble_in_one_call() -> None:
+    """Weights stacked and mapped over by `torch.func.vmap`, which knows no memory formats."""
+    network, images = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DiffStride2d((2.3, 1.7))), maps()
+    members = [{"0.weight": maps(4, 3, 3, 3) * scale, "0.bias": maps(4)} for scale in (1, 2)]
+    stacked = {name: torch.stack([member[name] for member in members]) for name in members[0]}
+    outputs = torch.func.vmap(lambda weights: torch.func.functional_call(network, weights, images))(stacked)
+    for output, member in zip(outputs, members, strict=True):
+        assert torch.allclose(output, torch.func.functional_call(network, member, images), atol=1e-5)
+
+
 def test_averaged_weights_change_sizes() -> None:
     layer = DiffStride2d(2.0)
     averaged = torch.optim.swa_utils.AveragedModel(layer, avg_fn=lambda mean, new, count: (mean + new) / 2)
