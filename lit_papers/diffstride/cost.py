@@ -79,7 +79,7 @@ class CostCounter:
         self._handles: list[RemovableHandle] = []
         self._calls: list[_Call] = []
         self._flops = FlopCounterMode(display=False)
-        self._flops.mod_tracker = _NoTracker()
+        self._flops.mod_tracker = _NoTracker()  # type: ignore[assignment]
         self._fused = True
 
     @property
