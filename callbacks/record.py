@@ -128,6 +128,14 @@ class Record(Callback, ABC):
             for name, figure in self.figures().items():
                 save_figure(figure, trainer, name)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what was found where a checkpoint is evaluated: Lightning restores callbacks then too.
+
+        After ``fit``, ``trainer.test(ckpt_path="best")`` would end the history where that checkpoint was saved.
+        """
+        if trainer.state.fn != "fit" and self.history and self.state_key in checkpoint.get("callbacks", {}):
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """The history, in plain types."""
         return {"history": self.history, "fit": self.fit}

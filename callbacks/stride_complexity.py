@@ -50,10 +50,9 @@ class StrideComplexity(Record):
         self._step = 0
         self._strides: dict[str, Tensor] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look for the layers."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not stride_layers(pl_module):
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for the layers; not in ``setup``, as modules may make theirs there, or in ``configure_model``."""
+        if not stride_layers(pl_module):
             raise NotApplicable(f"StrideComplexity does not apply: {no_layers(pl_module)}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 # short class names on the command line are those of imported classes, and strategies' names are registered by import
+import lit_papers.callbacks
 import lit_papers.local_sgd  # noqa: F401
 from lit_papers.checkpoint_files import check_checkpoint
 from lit_papers.extras import with_install_command

@@ -73,6 +73,11 @@ def test_the_lens_knows_no_paper(graph: dict[str, set[str]]) -> None:
             assert {room(imported) for imported in imports} <= {"lens", "accumulator", "plotting", "run_folder"}, module
 
 
+def test_the_command_line_knows_callbacks_by_short_names(graph: dict[str, set[str]]) -> None:
+    """``--trainer.callbacks+=NeuralCollapse`` on a module of one's own: short names are those of imported classes."""
+    assert "lit_papers.callbacks" in graph["lit_papers.lightning_cli"]
+
+
 def test_nothing_runs_in_a_circle(graph: dict[str, set[str]]) -> None:
     """Of files, with imports inside of functions; a package's own ``__init__`` stands for what it gathers."""
     state: dict[str, int] = {}

@@ -183,11 +183,17 @@ class LossSliceLens(Lens):
         except ValueError:  # no head is known: the loss is of the outputs, whatever makes them
             known = None
         with subject.moment().network() as network:
-            outputs = _logits(network, inputs[:1])
+            outputs = _logits(network, inputs[:8])
         targets = class_indices(given, outputs.shape[1])
         if bool(((targets < 0) | (targets >= outputs.shape[1])).any()):
             raise NotApplicable(f"a target is outside [0, {outputs.shape[1]}): pass `unpack` or other data")
-        return SliceData(inputs, targets, "mse" if known is not None and known.name == "mse" else "cross_entropy")
+        loss: Literal["mse", "cross_entropy"] = "mse" if known is not None and known.name == "mse" else "cross_entropy"
+        if loss == "cross_entropy" and _are_distributions(outputs):
+            raise NotApplicable(
+                f"`forward` of {type(subject.network).__name__} returns probabilities, and the cross-entropy is of "
+                "logits: let it return them (no softmax behind them)"
+            )
+        return SliceData(inputs, targets, loss)
 
     def look(self, moment: Moment, prepared: SliceData, history: Sequence[Mapping[str, Any]]) -> Numbers:
         """Evaluate the loss on the square.
@@ -244,6 +250,11 @@ def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
             "loss is of one: wrap it into a module whose `forward` returns them"
         )
     return logits[0]
+
+
+def _are_distributions(outputs: Tensor) -> bool:
+    away = (outputs.double().sum(1) - 1).abs()
+    return bool((outputs >= 0).all() and (away <= 8 * torch.finfo(outputs.dtype).eps * outputs.shape[1] ** 0.5).all())
 
 
 def _losses(logits: Tensor, data: SliceData) -> Tensor:

@@ -58,16 +58,25 @@ def convert_strides(
         The converted copy. A converted layer has its stride as a child: ``conv.pool.strides`` beside ``conv.weight``.
 
     Raises:
-        ValueError: there is no stride to learn, a name is unknown, the network cannot be followed, maps meet whose
-            strides cannot be shared, or it does not run at other strides, as where a map is flattened into a linear
-            layer.
+        ValueError: there is no stride to learn, a name is unknown, the network cannot be copied or followed, maps meet
+            whose strides cannot be shared, or it does not run at other strides, as where a map is flattened into a
+            linear layer.
 
     >>> from torchvision.models import resnet18
     >>> model = convert_strides(resnet18(weights=None), torch.zeros(1, 3, 64, 64), exclude=["conv1", "maxpool"])
     >>> model.layer2[0].conv1.pool is model.layer2[0].downsample[0].pool
     True
     """
-    original, model = model, copy.deepcopy(model)
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the network is compiled: convert it as it was before, and compile the copy")
+    original = model
+    try:
+        model = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied, as it holds a tensor with history: give it the weight norm of "
+            "torch.nn.utils.parametrizations, and detach what its steps keep"
+        ) from error
     if any(isinstance(layer, DiffStride) for layer in model.modules()):
         raise ValueError(f"{type(model).__name__} has learnable strides already: convert the original")
     wanted = _chooser(model, include, exclude)

@@ -21,6 +21,18 @@ _SEQUENCES = (
 _TWICE = 2  # `torch.utils.flop_counter` counts a multiplication and an addition as two
 
 
+class _NoTracker:
+    """In the place of the counter's own tracker of modules, whose hooks on tensors `torch.autograd.grad` refuses."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 @dataclass
 class _Call:
     """A module that is running: the count when it began, and what the modules inside it took of it."""
@@ -35,10 +47,10 @@ class CostCounter:
     """Counts multiply-adds and map sizes of the forward passes inside a ``with`` block.
 
     `torch.utils.flop_counter` counts what reaches the tensor library: convolutions, transposed ones, matrix products,
-    attention, whoever calls them; elementwise work, norms, FFTs and recurrent kernels are free. Here it is divided by
-    the samples, scoped by module, and the resampling layers' own products stand apart. A sample is a row of the input
-    of the outermost module that is called, so clips that a network folds into the batch are paid for. A compiled
-    module runs its own Python code while it is counted.
+    attention, recurrence, whoever calls them; elementwise work, norms and FFTs are free. Here it is divided by the
+    samples, scoped by module, and the resampling layers' own products stand apart. A sample is a row of the input of
+    the outermost module that is called, so clips that a network folds into the batch are paid for. While it is
+    counted a compiled module runs its own Python code, and attention not the fused kernel of inference.
 
     Args:
         module: to watch, with everything inside it.
@@ -67,6 +79,8 @@ class CostCounter:
         self._handles: list[RemovableHandle] = []
         self._calls: list[_Call] = []
         self._flops = FlopCounterMode(display=False)
+        self._flops.mod_tracker = _NoTracker()  # type: ignore[assignment]
+        self._fused = True
 
     @property
     def macs(self) -> int:
@@ -115,6 +129,9 @@ class CostCounter:
             # the caller's own hooks belong to the layer: ours are the first and the last
             self._handles.append(child.register_forward_pre_hook(self._begin(name), prepend=True, with_kwargs=True))
             self._handles.append(child.register_forward_hook(self._end, always_call=True))
+        # the fused kernel of inference takes nested tensors where there is a padding mask, which have no shape to count
+        self._fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         self._flops.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -123,6 +140,7 @@ class CostCounter:
     ) -> None:
         if self._handles:
             self._flops.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            torch.backends.mha.set_fastpath_enabled(self._fused)
         while self._handles:
             self._handles.pop().remove()
         self._calls.clear()
@@ -184,19 +202,28 @@ def _scaled_dot_product(query: Any, key: Any, value: Any, *rest: Any, out_shape:
     return flops
 
 
-def _attention_layer(
-    query: Any, key: Any, value: Any, width: int, heads: int, *rest: Any, out_shape: Any = None, **options: Any
-) -> int:
-    batch, rows, columns = query[0], query[1], key[1]
-    projections = width * width * (2 * rows + 2 * columns)  # of query and output; of key and value
-    flops: int = _TWICE * batch * (projections + 2 * rows * columns * width)
+def _lstm_layer(sequence: Any, of_input: Any, of_state: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    return _recurrence(sequence, [of_input, of_state])
+
+
+def _recurrence(sequence: Any, weights: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    matrices = sum(math.prod(shape) for shape in weights if len(shape) > 1)
+    flops: int = _TWICE * math.prod(sequence[:-1]) * matrices  # at each step of each sample
     return flops
 
 
-# The fused attention kernels of CPUs and of inference are not in torch's table, so that attention would cost nothing.
+def _bilinear(first: Any, weight: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    flops: int = _TWICE * math.prod(first[:-1]) * math.prod(weight)
+    return flops
+
+
+# Kernels that are not in torch's table, so that what they compute would cost nothing: attention and LSTMs of CPUs,
+# recurrent layers of GPUs, and nn.Bilinear.
 for _name, _formula in (
     ("_scaled_dot_product_flash_attention_for_cpu", _scaled_dot_product),
-    ("_native_multi_head_attention", _attention_layer),
+    ("mkldnn_rnn_layer", _lstm_layer),
+    ("_cudnn_rnn", _recurrence),
+    ("_trilinear", _bilinear),
 ):
     _kernel = getattr(torch.ops.aten, _name, None)  # a torch without it does not run it
     if _kernel is not None and _kernel not in flop_registry:

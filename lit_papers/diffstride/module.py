@@ -170,11 +170,9 @@ class StridedClassifier(LightningModule):
         return torch.maximum(share, 1 - share), torch.randperm(samples, device=self.device)
 
     def _map_area(self) -> Tensor:
-        areas = [
-            # a sequence has no second axis to shrink
-            torch.cat([layer.strides, layer.strides.new_ones(1)]) if layer.axes == 1 else layer.strides
-            for layer in self.stride_layers
-        ]
+        each = [layer.strides.expand(layer.axes) for layer in self.stride_layers]
+        # a sequence has no second axis to shrink
+        areas = [torch.cat([strides, strides.new_ones(1)]) if len(strides) == 1 else strides for strides in each]
         return complexity_penalty(areas) if areas else torch.zeros((), device=self.device)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

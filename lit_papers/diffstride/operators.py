@@ -107,7 +107,12 @@ def symmetric(input: Tensor, responses: Sequence[Tensor], sizes: tuple[int, ...]
 def _is_channels_last(input: Tensor, axes: int) -> bool:
     if axes == 1 or input.ndim != axes + 2 or input.is_contiguous():
         return False
-    return input.is_contiguous(memory_format=torch.channels_last if axes == 2 else torch.channels_last_3d)
+    expected = 1  # by hand, as `is_contiguous` of another format is refused inside of `torch.func.vmap`
+    for axis in (1, *range(input.ndim - 1, 1, -1), 0):
+        if input.shape[axis] != 1 and input.stride(axis) != expected:
+            return False
+        expected *= input.shape[axis]
+    return True
 
 
 def _by_product(input: Tensor, matrix: Tensor, n_out: int, axis: int) -> Tensor:

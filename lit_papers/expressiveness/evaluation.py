@@ -456,6 +456,8 @@ class _Evaluation:
 class ExpressionModule(nn.Module):
     """An expression as a layer or network; functions that are modules are trained with it.
 
+    A network that is compiled runs it in Python.
+
     Args:
         expression: or its text.
         functions: by name, beside `FUNCTIONS`.
@@ -478,6 +480,8 @@ class ExpressionModule(nn.Module):
         """What the expression can tell apart at most."""
         return bound(self.expression)
 
+    # it goes by the sizes of each batch's graphs, and dynamo fails on the tree of frozen dataclasses
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, data: Any) -> Tensor:
         """`evaluate` on a PyG ``Data`` or ``Batch``."""
         trained = {name: self.modules_by_name[key] for name, key in self._keys.items()}

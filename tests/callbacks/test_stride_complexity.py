@@ -94,6 +94,36 @@ def test_a_batch_that_the_training_step_skips_costs_nothing(tmp_path: Path, monk
     assert min(entry["gmacs"] for entry in callback.history) > 0
 
 
+def test_a_training_step_may_differentiate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gradient penalties and adversarial training do, on an input that is a leaf."""
+
+    class Penalised(Striding):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            images = images.clone().requires_grad_()
+            outputs = super().forward(images)
+            if not torch.is_grad_enabled():
+                return outputs
+            slope = torch.autograd.grad(outputs[0].sum(), images, create_graph=True)[0]
+            return outputs[0] * (1 + 1e-3 * slope.square().mean()), *outputs[1:]
+
+    monkeypatch.setattr(guest, "ForeignModule", Penalised)
+    guest.check_leaves_no_trace(lambda: [StrideComplexity(every_n_steps=2)], tmp_path)
+
+
+def test_layers_may_be_made_in_configure_model(tmp_path: Path) -> None:
+    class Late(Striding):
+        def __init__(self) -> None:
+            super().__init__(random=False)
+            del self.pool
+
+        def configure_model(self) -> None:
+            self.pool = DiffStride1d(1.6, 1.0)
+
+    callback = StrideComplexity()
+    guest.foreign_trainer(tmp_path, [callback]).fit(Late())
+    assert callback.history
+
+
 def test_once_a_step_under_accumulation(tmp_path: Path) -> None:
     callback = StrideComplexity(every_n_steps=1)
     trainer = fitted(tmp_path, callback, accumulate_grad_batches=2)
@@ -127,6 +157,23 @@ def test_a_resumed_history_is_the_uninterrupted_one(tmp_path: Path) -> None:
         resumed = StrideComplexity(every_n_steps=2)
         guest.foreign_trainer(tmp_path, [resumed]).fit(Striding(random=False), ckpt_path=checkpoint, weights_only=True)
         assert resumed.history == whole.history
+
+
+def test_evaluating_an_earlier_checkpoint_keeps_the_history(tmp_path: Path) -> None:
+    callback = StrideComplexity(every_n_steps=2)
+    saver = ModelCheckpoint(tmp_path / "saved", filename="{step}", save_top_k=-1, every_n_epochs=1)
+    trainer = guest.foreign_trainer(tmp_path, [callback, saver])
+    trainer.fit(Striding(random=False))
+    found, first = (
+        list(callback.history),
+        min((tmp_path / "saved").glob("*.ckpt"), key=lambda path: path.stat().st_mtime),
+    )
+    trainer.validate(ckpt_path=first, verbose=False, weights_only=True)
+    assert callback.history == found
+    fresh = StrideComplexity(every_n_steps=2)
+    other = guest.foreign_trainer(tmp_path, [fresh])
+    other.validate(Striding(random=False), ckpt_path=first, verbose=False, weights_only=True)
+    assert fresh.history == found[: len(fresh.history)] != []
 
 
 def test_an_exception_leaves_no_hook(tmp_path: Path) -> None:

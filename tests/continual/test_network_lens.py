@@ -81,3 +81,7 @@ def test_refusals() -> None:
         LayerSimilarityLens()(mlp(), [(X[:9], Y[:9])])
     with pytest.raises(NotApplicable, match="outside"):
         LossSliceLens()(mlp(), [(X[:9], Y[:9] + 1)])
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(NotApplicable, match="returns probabilities"):
+            LossSliceLens()(nn.Sequential(mlp(), nn.Softmax(1)).to(dtype), [(X.to(dtype), Y)])
+    assert LossSliceLens(steps=5)(nn.Sequential(mlp(), nn.LogSoftmax(1)), LOADER)["loss"] > 0

@@ -347,6 +347,15 @@ def test_mistakes(model: nn.Module, message: str) -> None:
     assert before == [(name, getattr(layer, "stride", None)) for name, layer in model.named_modules()]
 
 
+def test_what_cannot_be_copied_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))
+    with pytest.raises(ValueError, match="is compiled: convert"):
+        convert_strides(torch.compile(model, backend="eager"), IMAGES)
+    model[0].kept = model[0](IMAGES)
+    with pytest.raises(ValueError, match="Sequential cannot be copied"):
+        convert_strides(model, IMAGES)
+
+
 def test_checkpoints() -> None:
     """Those of the original load; those that would load in part, or not at all, are refused whatever `strict` is."""
     original = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1))

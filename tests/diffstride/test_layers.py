@@ -95,6 +95,16 @@ def test_copies_and_replaced_parameters() -> None:
     assert torch.equal(layer(images), expected)
 
 
+def test_an_ensemble_in_one_call() -> None:
+    """Weights stacked and mapped over by `torch.func.vmap`, which knows no memory formats."""
+    network, images = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DiffStride2d((2.3, 1.7))), maps()
+    members = [{"0.weight": maps(4, 3, 3, 3) * scale, "0.bias": maps(4)} for scale in (1, 2)]
+    stacked = {name: torch.stack([member[name] for member in members]) for name in members[0]}
+    outputs = torch.func.vmap(lambda weights: torch.func.functional_call(network, weights, images))(stacked)
+    for output, member in zip(outputs, members, strict=True):
+        assert torch.allclose(output, torch.func.functional_call(network, member, images), atol=1e-5)
+
+
 def test_averaged_weights_change_sizes() -> None:
     layer = DiffStride2d(2.0)
     averaged = torch.optim.swa_utils.AveragedModel(layer, avg_fn=lambda mean, new, count: (mean + new) / 2)
@@ -350,6 +360,32 @@ def test_counting_attention_and_folded_clips(training: bool) -> None:
     assert cost.macs == reference.get_total_flops() / 2 / 2
     assert cost.layers[""] == attention  # of the call in its own code
     assert cost.table().splitlines()[2].startswith("| conv | 69120 | ")
+
+
+def test_counting_recurrence_bilinear_forms_and_padded_attention() -> None:
+    """What a fused kernel computes costs what the same product costs elsewhere; torch has no formula for these."""
+
+    def counted(module: nn.Module, *inputs: Any, **options: Any) -> int:
+        with torch.no_grad(), CostCounter(module) as cost:
+            module(*inputs, **options)
+        return cost.macs
+
+    for layer, matrices in (
+        (nn.LSTM(8, 16, batch_first=True), 64 * (8 + 16)),
+        (nn.LSTM(8, 16, 2, batch_first=True, bidirectional=True), 2 * 64 * (8 + 16) + 2 * 64 * (32 + 16)),
+        (nn.LSTM(8, 16, batch_first=True, proj_size=4), 64 * (8 + 4) + 16 * 4),
+        (nn.GRU(8, 16, batch_first=True), 48 * (8 + 16)),
+        (nn.RNN(8, 16, batch_first=True), 16 * (8 + 16)),
+    ):
+        assert counted(layer, maps(3, 7, 8)) == 7 * matrices
+    assert counted(nn.Bilinear(4, 5, 6), maps(3, 4), maps(3, 5)) == 4 * 5 * 6
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
+    padded = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    sequences = maps(2, 5, 16)
+    assert counted(encoder, sequences, src_key_padding_mask=padded) == counted(encoder, sequences)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_papers.diffstride import StridedClassifier
 from lit_papers.diffstride.audio import WaveformCNN
 from lit_papers.diffstride.functional import complexity_penalty
-from lit_papers.diffstride.layers import CostCounter, DiffStride2d
+from lit_papers.diffstride.layers import CostCounter, DiffStride2d, DiffStride3d
 from lit_papers.diffstride.resnet import PreActResNet
 from lit_papers.diffstride.schedule import PiecewiseConstantLR
 
@@ -88,6 +88,15 @@ def test_penalty_in_multiply_adds() -> None:
 def test_sequences_count_with_one_axis() -> None:
     module = StridedClassifier(WaveformCNN(2, widths=(2, 2), strides=(4, 2)), complexity_weight=1.0)
     assert module._map_area().item() == pytest.approx(1 / 4 + 1 / 8)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_volumes_count_with_three_axes(shared: bool) -> None:
+    module = StridedClassifier(nn.Sequential(DiffStride3d(2.0, shared_stride=shared)), complexity_weight=1.0)
+    area = module._map_area()
+    assert area.item() == pytest.approx(1 / 8)
+    area.backward()
+    assert module.model[0].strides.grad.sum().item() == pytest.approx(-3 / 16)
 
 
 def test_a_baseline_has_no_complexity() -> None:

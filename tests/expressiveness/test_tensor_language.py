@@ -335,6 +335,8 @@ def test_modules() -> None:
     assert list(module.parameters()) == list(linear.parameters())
     assert str(module.bound) == "cr^(1)"
     assert module(graphs).shape == (graphs.num_nodes, 3)
+    network = torch.nn.Sequential(module, torch.nn.ReLU())
+    assert torch.equal(torch.compile(network, backend="eager")(graphs), network(graphs))
 
 
 @pytest.mark.parametrize(
