@@ -145,7 +145,8 @@ class Subject:
         """The loss that ``training_step`` computes on the head's output; None where that is not known."""
         for in_training in (False, True):
             route = self.route
-            with self.quiet(), self.twin() as network, self.precision():
+            # whoever validates is in inference mode, of whose tensors there are no gradients
+            with torch.inference_mode(False), self.quiet(), self.twin() as network, self.precision():
                 found = training_loss(network, self._first_batch(), route.head, in_training=in_training)
             if found is not None:
                 return found
@@ -337,10 +338,11 @@ class Subject:
 
     def _first_batch(self) -> Any:
         if self._first is None:
-            batch = data.first_batch(self.loader)
-            if batch is None:
-                raise NotApplicable("`dataloader` has no batch to measure on")
-            self._first = self.to_device(batch)
+            with torch.inference_mode(False), torch.no_grad():  # `training_loss` needs it with gradients
+                batch = data.first_batch(self.loader)
+                if batch is None:
+                    raise NotApplicable("`dataloader` has no batch to measure on")
+                self._first = self.to_device(batch)
         return self._first
 
 

@@ -319,7 +319,7 @@ class CentralPathLens(Lens):
                 "`reduction` to have it all the same"
             )
             return None, 1.0
-        if self.lam == "auto" and (subject.trainer is None or not subject.trainer.optimizers):
+        if self.lam == "auto" and not _is_trained(subject):
             rank_zero_info(
                 "CentralPath: outside of a fit no optimizer tells the weight decay, so only `snr` is recorded; pass "
                 "`lam` for the split of the loss"
@@ -373,6 +373,13 @@ class CentralPathLens(Lens):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"CentralPath: {message}")
+
+
+def _is_trained(subject: Subject) -> bool:
+    """Whether an optimizer of the trainer has the network; after a fit it keeps those of another one."""
+    own = {id(parameter) for parameter in subject.network.parameters()}
+    optimizers = [] if subject.trainer is None else subject.trainer.optimizers
+    return any(id(each) in own for optimizer in optimizers for group in optimizer.param_groups for each in group["params"])
 
 
 def gather_statistics(subject: Subject, residual_dtype: torch.dtype = torch.float64) -> tuple[int, int]:

@@ -175,6 +175,23 @@ def test_an_evaluation_knows_no_weight_decay(tmp_path: Any) -> None:
         assert ("ratio" in callback.evaluated) == known
 
 
+@pytest.mark.parametrize("fn", ["validate", "test"])
+def test_an_evaluation_after_a_fit_knows_the_decay_of_the_network_that_was_trained(fn: str) -> None:
+    class Evaluated(Small):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+        test_step = validation_step
+
+    module, callback, loader = Evaluated(mlp(), weight_decay=1e-2), CentralPath(), DataLoader(pairs(), batch_size=8)
+    trainer = fit(module, [callback], loader)
+    getattr(trainer, fn)(module, loader, verbose=False)  # in inference mode, which has no gradients
+    for key in ("perp", "ratio", "lam"):
+        assert callback.evaluated[key] == pytest.approx(callback.history[-1][key])
+    getattr(trainer, fn)(Evaluated(mlp(), weight_decay=1e-2), loader, verbose=False)  # that this trainer did not train
+    assert "ratio" not in callback.evaluated
+
+
 def test_a_scaled_loss_scales_lam() -> None:
     class Halved(Small):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
