@@ -274,14 +274,17 @@ class CentralPathLens(Lens):
         stats: ClassStatistics = moment.gathered((_STATISTICS, torch.float64))
         snr: list[float] = snr_singular_values(stats).tolist()
         numbers: Numbers = {}
-        if prepared.reduction is not None:
-            lam, decay_bias = self._regularization(moment.subject, prepared)
+        split = self._now(moment.subject, prepared)
+        if split.reduction is not None:
+            lam, decay_bias = self._regularization(moment.subject, split)
             weight, bias = moment.head()
             parts = mse_decomposition(stats, weight, bias, lam, decay_bias=decay_bias)
             numbers = {key: float(parts[key]) for key in figures.PARTS}
             # at lam = 0 the least-squares loss can be exactly zero
             ratio = float(parts["perp"]) / float(parts["ls"]) if parts["ls"] > 0 else math.nan
             numbers |= {"ratio": ratio, "lam": lam}
+        elif prepared.reduction is not None:
+            numbers = dict.fromkeys((*figures.PARTS, "ratio", "lam"), math.nan)
         return {**numbers, "snr_max": snr[0], "snr_min": snr[-1], "snr": snr}
 
     def unknown(self, prepared: _Split) -> Numbers:
@@ -292,6 +295,13 @@ class CentralPathLens(Lens):
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """Loss and its parts (log), their ratio, and the signal-to-noise ratios with a slope-1/4 guide (log-log)."""
         return figures.central_path(history)
+
+    def _now(self, subject: Subject, split: _Split) -> _Split:
+        """What a training minimises at this moment: its step may ramp a weight, or go over to another loss."""
+        if self.reduction != "auto" or subject.trainer is None or subject.trainer.state.fn != "fit":
+            return split
+        reduction, factor = self._loss(subject)
+        return _Split(reduction, factor, split.rank)
 
     def _loss(self, subject: Subject) -> tuple[str | None, float]:
         """How the MSE loss is reduced, and by what it is multiplied; None where something else is minimised."""

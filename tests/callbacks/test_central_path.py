@@ -202,6 +202,26 @@ def test_a_scaled_loss_scales_lam() -> None:
     assert callback.history[-1]["lam"] == pytest.approx(0.03)
 
 
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_loss_that_changes_while_it_trains_is_read_again(validated: bool) -> None:
+    class Changing(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.current_epoch == 2:
+                return nn.functional.cross_entropy(self(batch[0]), batch[1])
+            return (self.current_epoch + 1) * super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(pairs(), batch_size=8) if validated else []
+
+    callback = CentralPath()
+    fit(Changing(mlp(), weight_decay=1e-2, lr=1e-3), [callback], max_epochs=3)
+    assert [entry["lam"] for entry in callback.history] == pytest.approx([0.015, 0.0075, math.nan], nan_ok=True)
+    assert math.isnan(callback.history[2]["ratio"])
+
+
 class _Step(Small):
     """A step of its own, from module, logits and one-hot rows to the loss."""
 
