@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -122,7 +123,7 @@ class CollapseLens(Lens):
         self.ncc = ncc
         self.center_classifier = center_classifier
         self.layers = layers
-        self.ncc_bytes = ncc_bytes
+        self.ncc_bytes = int(ncc_bytes)  # 2e9 is a way to write it
         self.residual_dtype = _DTYPES[residual_dtype]
         self._warned: set[str] = set()
 
@@ -249,7 +250,7 @@ class CentralPathLens(Lens):
         lam: float | Literal["auto"] = "auto",
         reduction: Literal["mean", "batchmean", "auto"] | None = "auto",
     ) -> None:
-        if lam != "auto" and not (isinstance(lam, (int, float)) and lam >= 0):
+        if not (lam == "auto" or (isinstance(lam, Real) and 0 <= float(lam) < math.inf)):
             raise ValueError(f"lam must be a number >= 0 or 'auto', got {lam!r}")
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
@@ -389,7 +390,9 @@ def _is_trained(subject: Subject) -> bool:
     """Whether an optimizer of the trainer has the network; after a fit it keeps those of another one."""
     own = {id(parameter) for parameter in subject.network.parameters()}
     optimizers = [] if subject.trainer is None else subject.trainer.optimizers
-    return any(id(each) in own for optimizer in optimizers for group in optimizer.param_groups for each in group["params"])
+    return any(
+        id(each) in own for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]
+    )
 
 
 def gather_statistics(subject: Subject, residual_dtype: torch.dtype = torch.float64) -> tuple[int, int]:

@@ -156,6 +156,25 @@ def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
         assert callback.history == []
 
 
+def test_a_test_set_without_labels_is_tested_after_a_fit(tmp_path: Path) -> None:
+    class Tested(Plain):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("size", self(batch[0]).abs().mean())
+
+    unlabelled = DataLoader(TensorDataset(blobs().tensors[0]), batch_size=BATCH)
+    module, callback = Tested(), NeuralCollapse()
+    with pytest.raises(NotApplicable, match="pass `unpack`"):  # attached for this evaluation alone
+        trainer(tmp_path, [NeuralCollapse()]).test(module, unlabelled, verbose=False)
+    run = trainer(tmp_path, [callback])
+    run.fit(module, loader())
+    with pytest.warns(UserWarning, match="nothing measured in test: .*pass `unpack`"):
+        (logged,) = run.test(module, unlabelled, verbose=False)
+    assert logged.keys() == {"size"}
+    with pytest.warns(UserWarning, match="nothing measured in test"):
+        run.test(module, [loader(1), unlabelled], verbose=False)
+    assert callback.evaluated["dataloader_idx_0/nc1"] == pytest.approx(nc1_of(module, *blobs(seed=1).tensors), rel=1e-4)
+
+
 @pytest.mark.parametrize("fn", ["validate", "test"])
 def test_the_evaluation_may_be_limited(fn: str, tmp_path: Path) -> None:
     class Evaluated(Plain):
