@@ -59,8 +59,8 @@ class Subject:
         copy: False for networks too large to be copied: they are looked at in place, by ``call`` or ``forward`` alone.
 
     Raises:
-        NotApplicable: a strategy that shards the network (FSDP, DeepSpeed), ``max_batches`` below 1, a loader that gives
-            no batches.
+        NotApplicable: a strategy that shards the network (FSDP, DeepSpeed), ``max_batches`` below 1, a loader that
+            gives no batches.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Subject:
             raise NotApplicable(f"max_batches must be at least 1, or None, got {max_batches}")
         if loader is not None and not data.has_batches(loader):
             raise NotApplicable(
-                "`dataloader` must be a DataLoader or another iterable of batches (of several loaders a dict with a name "
-                f"for each), got {type(loader).__name__}"
+                "`dataloader` must be a DataLoader or another iterable of batches (of several loaders a dict with a "
+                f"name for each), got {type(loader).__name__}"
             )
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):

@@ -158,8 +158,8 @@ def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
 
 def test_a_test_set_without_labels_is_tested_after_a_fit(tmp_path: Path) -> None:
     class Tested(Plain):
-        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-            self.log("size", self(batch[0]).abs().mean())
+        def test_step(self, *arguments: Any) -> None:
+            self.log("size", self(arguments[0][0]).abs().mean())
 
     unlabelled = DataLoader(TensorDataset(blobs().tensors[0]), batch_size=BATCH)
     module, callback = Tested(), NeuralCollapse()
