@@ -79,7 +79,8 @@ class Watch(Record):
         if isinstance(dataloader, Mapping) and not dataloader:
             raise ValueError("dataloader is an empty dict: give it a loader for each name, or pass None")
         self.lens = lens
-        self.dataloader = dataloader
+        named = isinstance(dataloader, Mapping)
+        self.dataloader = {str(data): loader for data, loader in dataloader.items()} if named else dataloader
         self.epochs = _checked_epochs(epochs)
         self.classifier = classifier
         self.unpack = unpack

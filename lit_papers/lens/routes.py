@@ -137,7 +137,9 @@ def follow(
     finally:
         for hook in hooks:
             hook.remove()
-    sight = next(sight for sight in sights if sight.loss == route.loss)
+    sight = next((sight for sight in sights if sight.loss == route.loss), None)
+    if sight is None or len(linears) <= route.turn:
+        raise ValueError(f"{route.kind} no longer calls {route.head!r} and the loss that it did; pass `call`")
     if route.loss is not None and not belongs_to(sight.targets, tensors_in(batch)):
         raise ValueError(f"the targets of {route.kind} no longer are those of the batch; pass `call`")
     return _seen(linears[route.turn], sight, batch, inside)

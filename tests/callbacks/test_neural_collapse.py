@@ -365,6 +365,16 @@ def test_the_figure_is_written_beside_the_logs() -> None:
         assert (Path.cwd() / f"logs/version_0/{name}.png").stat().st_size > 10_000
 
 
+def test_names_may_have_a_slash_or_be_numbers() -> None:
+    callback = NeuralCollapse(
+        {0: DataLoader(pairs(), batch_size=8), 1: DataLoader(pairs(), batch_size=8)}, name="my/nc"
+    )
+    trainer = fit(Small(mlp()), [callback], logger=CSVLogger(Path.cwd(), name="slash"))
+    assert callback.history[-1]["0/nc1"] == callback.history[-1]["1/nc1"]
+    assert "my/nc/0/nc1" in trainer.callback_metrics
+    assert list(Path("slash").rglob("my/nc.png"))
+
+
 def test_plot_needs_a_history() -> None:
     for callback in (NeuralCollapse(), CentralPath()):
         with pytest.raises(RuntimeError, match="history"):
