@@ -135,6 +135,27 @@ def test_a_checkpoint_may_watch_a_measurement(tmp_path: Path) -> None:
     assert saver.best_model_score == run.callback_metrics["neural_collapse/nc1"]
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse_loss"])
+def test_labels_that_the_step_renumbers_are_those_of_the_step(loss: str, tmp_path: Path) -> None:
+    class Renumbers(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = torch.tensor([2, 0, 1])
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            targets = self.number[batch[1]]
+            if loss == "mse_loss":
+                return torch.nn.functional.mse_loss(self(batch[0]), torch.eye(3)[targets])
+            return torch.nn.functional.cross_entropy(self(batch[0]), targets)
+
+    module, callback = Renumbers(), NeuralCollapse()
+    trainer(tmp_path, [callback], max_epochs=8).fit(module, loader())
+    x, y = blobs().tensors
+    wrong = (module.eval()(x).argmax(1) != module.number[y]).double().mean().item()
+    assert wrong < 0.5
+    assert callback.history[-1]["train_error"] == pytest.approx(wrong)
+
+
 @pytest.mark.parametrize("fn", ["validate", "test"])
 def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
     class Evaluated(Plain):
