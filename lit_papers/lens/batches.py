@@ -113,9 +113,9 @@ def follows_from(targets: Tensor, batch_tensors: Sequence[Tensor], *, sure: bool
         labels = tensor.reshape(-1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
         if labels.shape != targets.shape or labels.is_floating_point() or labels.device != targets.device:
             continue
-        kinds = len(labels.unique())
-        pairs = torch.stack([labels.long(), targets]).unique(dim=1).shape[1]
-        if pairs == kinds and (not sure or (kinds < len(labels) and len(targets.unique()) > 1)):
+        pairs = set(zip(labels.tolist(), targets.tolist(), strict=True))
+        kinds, made = (set(side) for side in zip(*pairs, strict=True)) if pairs else (set(), set())
+        if len(pairs) == len(kinds) and (not sure or (len(kinds) < len(labels) and len(made) > 1)):
             return True
     return False
 

@@ -78,9 +78,9 @@ def find_route(
 ) -> Route:
     """Try ``call``; else the module's ``validation_step``, its ``training_step``, and ``forward``: the first that fits.
 
-    A route fits if its targets belong to the batch or are its labels renumbered, if batch, features and targets have as
-    many rows, and if the outputs are W h + b of one linear layer. A given ``unpack`` says how ``forward`` is called, and
-    so goes first.
+    A route fits if its targets belong to the batch or are its labels renumbered, if batch, features and targets have
+    as many rows, and if the outputs are W h + b of one linear layer. A given ``unpack`` says how ``forward`` is called,
+    and so goes first.
 
     Args:
         network: the evaluation copy.

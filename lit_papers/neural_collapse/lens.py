@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -250,7 +250,7 @@ class CentralPathLens(Lens):
         lam: float | Literal["auto"] = "auto",
         reduction: Literal["mean", "batchmean", "auto"] | None = "auto",
     ) -> None:
-        if not (lam == "auto" or (isinstance(lam, Real) and 0 <= float(lam) < math.inf)):
+        if lam != "auto" and not (isinstance(lam, (int, float, np.number)) and 0 <= lam < math.inf):
             raise ValueError(f"lam must be a number >= 0 or 'auto', got {lam!r}")
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
