@@ -102,7 +102,11 @@ def find_route(
         kinds = [kind for kind in steps if isinstance(network, LightningModule) and is_overridden(kind, network)]
         kinds.append("forward")
     tried: list[str] = []
+    renumbers: Kind | None = None
     for kind in kinds:
+        if kind == "forward" and unpack is None and renumbers is not None:
+            tried.append(f"forward goes with the labels of the batch, which {renumbers} renumbers")
+            continue
         try:
             with linear_calls(network) as linears, LossWatch() as watch:
                 sights = _sights(kind, network, batch, call, unpack, watch)
@@ -114,6 +118,8 @@ def find_route(
         route = _choose(kind, network, linears, sights, watch, batch, classifier, tried)
         if route is not None:
             return route
+        if kind in ("validation_step", "training_step") and _renumbered(sights, batch):
+            renumbers = kind
     raise NotApplicable(
         f"cannot tell which linear layer of {type(network).__name__} makes the logits that belong to the classes of a "
         f"batch ({'; '.join(tried)}). Pass `call`, a function from (module, batch) to (logits, class indices), or name "
@@ -280,6 +286,14 @@ def _choose(
     _seen(linear, sight, batch, {})  # refuses what is no class
     classes, features = linear.layer.weight.shape
     return Route(kind, linear.name, linear.turn, sight.loss, sight.ignore_index, classes, features)
+
+
+def _renumbered(sights: list[_Sight], batch: Any) -> bool:
+    """Whether a step compares with other classes than those that the batch has, made of them."""
+    in_batch = tensors_in(batch)
+    return not any(belongs_to(sight.targets, in_batch) for sight in sights) and any(
+        follows_from(sight.targets, in_batch) for sight in sights
+    )
 
 
 def _decides_otherwise(linear: LinearCall, outputs: Tensor) -> bool:

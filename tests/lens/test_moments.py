@@ -156,6 +156,15 @@ def test_labels_that_the_step_renumbers_are_those_of_the_step(loss: str, tmp_pat
     assert callback.history[-1]["train_error"] == pytest.approx(wrong)
 
 
+def test_labels_that_the_step_renumbers_are_not_those_of_forward(tmp_path: Path) -> None:
+    class Sharpens(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return torch.nn.functional.cross_entropy(self(batch[0]) / 0.5, torch.tensor([2, 0, 1])[batch[1]])
+
+    with pytest.raises(NotApplicable, match=r"training_step renumbers.*Pass `call`"):
+        trainer(tmp_path, [NeuralCollapse()]).fit(Sharpens(), loader())
+
+
 @pytest.mark.parametrize("fn", ["validate", "test"])
 def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
     class Evaluated(Plain):
