@@ -36,7 +36,7 @@ class Watch(Record):
     stopping makes it the last; after a resume an epoch whose measurement was not saved; and in ``trainer.validate`` and
     ``trainer.test`` the network that is evaluated, on the loaders of the evaluation. What the lens cannot look at is
     refused before the first step. What fails later is recorded as NaN with a ``reason`` and a warning, and never ends
-    the training.
+    the training; nor does what cannot be measured end an evaluation that follows a fit.
 
     Watches of one trainer that ask for the same data, call and layer share the copy of the network and the pass over
     the data.
@@ -72,7 +72,6 @@ class Watch(Record):
         name: str | None = None,
     ) -> None:
         super().__init__(lens.name if name is None else name)
-        _check_epochs(epochs)
         if classifier is not None and not isinstance(classifier, (str, nn.Module)):
             raise TypeError(f"classifier must be a module or its dotted path, got {type(classifier).__name__}")
         if max_batches is not None and max_batches < 1:
@@ -80,8 +79,9 @@ class Watch(Record):
         if isinstance(dataloader, Mapping) and not dataloader:
             raise ValueError("dataloader is an empty dict: give it a loader for each name, or pass None")
         self.lens = lens
-        self.dataloader = dataloader
-        self.epochs = epochs if isinstance(epochs, int) else tuple(epochs)
+        named = isinstance(dataloader, Mapping)
+        self.dataloader = {str(data): loader for data, loader in dataloader.items()} if named else dataloader
+        self.epochs = _checked_epochs(epochs)
         self.classifier = classifier
         self.unpack = unpack
         self.call = call
@@ -227,8 +227,15 @@ class Watch(Record):
                 max_batches=max_batches,
             )
             before = len(subject.asked)
-            with subject.processes.same_fate(f"checking {self.name}"):
-                prepared = self.lens.check(subject)
+            try:
+                with subject.processes.same_fate(f"checking {self.name}"):
+                    prepared = self.lens.check(subject)
+            except Exception as error:
+                if trainer.state.fn == "fit" or self._module is None:
+                    raise
+                # attached for the fit that was: its test set, perhaps without labels, is tested all the same
+                rank_zero_warn(f"{type(self).__name__}: nothing measured in {_evaluation(trainer)}: {error}")
+                continue
             self._sights[data] = _Sight(subject, prepared, subject.asked[before:])
 
     def _subject_of_another(self, trainer: Trainer, loader: Any, max_batches: int | None) -> Subject | None:
@@ -276,7 +283,7 @@ class Watch(Record):
         return found, reasons
 
     def _prepare_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn not in _EVALUATIONS:
+        if _evaluation(trainer) is None:
             return
         loaders = self.dataloader
         limits: Sequence[float] = ()
@@ -292,15 +299,21 @@ class Watch(Record):
         self._prepare(trainer, module, self._named_loaders(loaders), limits)
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn not in _EVALUATIONS:
+        evaluation = _evaluation(trainer)
+        if evaluation is None:
             return
-        self.evaluated, _ = self._look(f"in {trainer.state.fn}", None)
+        self.evaluated, _ = self._look(f"in {evaluation}", None)
         logged = {f"{self.name}/{key}": value for key, value in self.evaluated.items() if isinstance(value, float)}
         module.log_dict(logged, batch_size=1, sync_dist=False, add_dataloader_idx=False)
 
     def _forget_moments(self) -> None:
         for sight in self._sights.values():
             sight.subject.forget_moment()
+
+
+def _evaluation(trainer: Trainer) -> str | None:
+    fn = trainer.state.fn
+    return None if fn is None or fn not in _EVALUATIONS else str(fn.value)
 
 
 def _watches(trainer: Trainer) -> Iterator[Watch]:
@@ -325,12 +338,25 @@ def _of(history: Sequence[Mapping[str, Any]], data: str | None) -> list[dict[str
     ]
 
 
-def _check_epochs(epochs: int | Sequence[int]) -> None:
-    if isinstance(epochs, int):
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, or a list of epochs, got {epochs}")
-    elif not epochs or any(epoch < 0 or (isinstance(epoch, float) and not math.isfinite(epoch)) for epoch in epochs):
-        raise ValueError(f"epochs must list epochs counted from 1 (0 is the untrained network), got {list(epochs)}")
+def _checked_epochs(epochs: Any) -> int | tuple[int, ...]:
+    """An interval, or epochs, out of whole numbers of any type: NumPy makes those at equal distances of a log scale."""
+    try:
+        asked, several = list(epochs), not isinstance(epochs, str)
+    except TypeError:
+        asked, several = [epochs], False
+    least = 0 if several else 1
+    if not asked or not all(_is_whole(epoch) and epoch >= least for epoch in asked):
+        if several:
+            raise ValueError(f"epochs must list epochs counted from 1 (0 is the untrained network), got {asked}")
+        raise ValueError(f"epochs must be at least 1, or a list of epochs, got {epochs!r}")
+    return tuple(map(int, asked)) if several else int(epochs)
+
+
+def _is_whole(number: Any) -> bool:
+    try:
+        return bool(int(number) == number)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def renamed(old: Any) -> None:

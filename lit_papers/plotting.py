@@ -62,8 +62,9 @@ def save_figure(figure: Figure, trainer: Trainer, name: str) -> None:
     figure.savefig(content, format="png")
     folder = run_folder(trainer)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(content.getvalue())
+        path = folder / f"{name}.png"  # the name of a callback may have a slash, as keys have
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
     for logger in trainer.loggers:
         with _warning_of(logger, f"the figure {name!r}"):
             _send_image(logger, name, content.getvalue(), trainer.global_step)
@@ -99,7 +100,7 @@ def _send_image(logger: Logger, name: str, png: bytes, step: int) -> None:
     elif kind == "MLFlowLogger":
         # a file of that name: its `log_image` would want Pillow
         with TemporaryDirectory() as folder:
-            path = Path(folder) / f"{name}.png"
+            path = Path(folder) / f"{name.replace('/', '_')}.png"
             path.write_bytes(png)
             logger.experiment.log_artifact(logger.run_id, str(path))  # type: ignore[attr-defined]
     elif hasattr(logger, "log_image"):  # W&B

@@ -92,6 +92,34 @@ def belongs_to(targets: Tensor, batch_tensors: Sequence[Tensor]) -> bool:
     return False
 
 
+def follows_from(targets: Tensor, batch_tensors: Sequence[Tensor], *, sure: bool = True) -> bool:
+    """Whether classes are made of the labels of the batch one by one: renumbered, or several as one.
+
+    Args:
+        targets: of a loss.
+        batch_tensors: of the batch.
+        sure: only where labels are repeated, so that it cannot be chance alone, and the targets are not all the same.
+
+    >>> follows_from(torch.tensor([0, 1, 0]), [torch.tensor([7, 4, 7])])
+    True
+    >>> follows_from(torch.tensor([0, 1, 1]), [torch.tensor([7, 4, 7])])
+    False
+    """
+    try:
+        targets = class_indices(targets, targets.shape[1] if targets.ndim == 2 else 0)
+    except NotApplicable:
+        return False
+    for tensor in batch_tensors:
+        labels = tensor.reshape(-1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
+        if labels.shape != targets.shape or labels.is_floating_point() or labels.device != targets.device:
+            continue
+        pairs = set(zip(labels.tolist(), targets.tolist(), strict=True))
+        kinds, made = (set(side) for side in zip(*pairs, strict=True)) if pairs else (set(), set())
+        if len(pairs) == len(kinds) and (not sure or (len(kinds) < len(labels) and len(made) > 1)):
+            return True
+    return False
+
+
 def class_indices(targets: Any, classes: int) -> Tensor:
     """Class indices int64 ``(N,)`` out of indices or exact one-hot rows.
 

@@ -112,6 +112,13 @@ class _Share:
             yield group[0] if self.filled_up else group[rank]
 
 
+def has_batches(loader: Any) -> bool:
+    """Whether a loader can be iterated, and is no list of loaders."""
+    if isinstance(loader, Sequence) and any(isinstance(each, DataLoader) for each in loader[:1]):
+        return False
+    return hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+
+
 def first_batch(loader: Any) -> Any:
     """The first batch of this process alone; None if there is none."""
     return next((batch for batch, _ in Reading(loader, alone(), max_batches=1)), None)

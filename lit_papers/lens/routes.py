@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lit_papers.lens.batches import Unpack, belongs_to, class_indices, tensors_in, unpack_batch
+from lit_papers.lens.batches import Unpack, belongs_to, class_indices, follows_from, tensors_in, unpack_batch
 from lit_papers.lens.linears import LinearCall, is_affine, linear_calls, linear_layers, maker_of
 from lit_papers.lens.losses import EnoughSeen, LossWatch
 from lit_papers.lens.refusal import NotApplicable
@@ -78,8 +78,9 @@ def find_route(
 ) -> Route:
     """Try ``call``; else the module's ``validation_step``, its ``training_step``, and ``forward``: the first that fits.
 
-    A route fits if its targets belong to the batch, if batch, features and targets have as many rows, and if the
-    outputs are W h + b of one linear layer. A given ``unpack`` says how ``forward`` is called, and so goes first.
+    A route fits if its targets belong to the batch or are its labels renumbered, if batch, features and targets have
+    as many rows, and if the outputs are W h + b of one linear layer. A given ``unpack`` says how ``forward`` is called,
+    and so goes first.
 
     Args:
         network: the evaluation copy.
@@ -101,7 +102,11 @@ def find_route(
         kinds = [kind for kind in steps if isinstance(network, LightningModule) and is_overridden(kind, network)]
         kinds.append("forward")
     tried: list[str] = []
+    renumbers: Kind | None = None
     for kind in kinds:
+        if kind == "forward" and unpack is None and renumbers is not None:
+            tried.append(f"forward goes with the labels of the batch, which {renumbers} renumbers")
+            continue
         try:
             with linear_calls(network) as linears, LossWatch() as watch:
                 sights = _sights(kind, network, batch, call, unpack, watch)
@@ -113,6 +118,8 @@ def find_route(
         route = _choose(kind, network, linears, sights, watch, batch, classifier, tried)
         if route is not None:
             return route
+        if kind in ("validation_step", "training_step") and _renumbered(sights, batch):
+            renumbers = kind
     raise NotApplicable(
         f"cannot tell which linear layer of {type(network).__name__} makes the logits that belong to the classes of a "
         f"batch ({'; '.join(tried)}). Pass `call`, a function from (module, batch) to (logits, class indices), or name "
@@ -137,8 +144,12 @@ def follow(
     finally:
         for hook in hooks:
             hook.remove()
-    sight = next(sight for sight in sights if sight.loss == route.loss)
-    if route.loss is not None and not belongs_to(sight.targets, tensors_in(batch)):
+    sight = next((sight for sight in sights if sight.loss == route.loss), None)
+    if sight is None or len(linears) <= route.turn:
+        raise ValueError(f"{route.kind} no longer calls {route.head!r} and the loss that it did; pass `call`")
+    in_batch = tensors_in(batch)
+    known = route.loss is None or belongs_to(sight.targets, in_batch)
+    if not known and not follows_from(sight.targets, in_batch, sure=False):
         raise ValueError(f"the targets of {route.kind} no longer are those of the batch; pass `call`")
     return _seen(linears[route.turn], sight, batch, inside)
 
@@ -219,7 +230,9 @@ def _choose(
     """The one way in which a call shows logits beside the classes of the batch; None, and why, if there is none."""
     if kind in ("validation_step", "training_step"):
         in_batch = tensors_in(batch)
-        fitting = [sight for sight in sights if belongs_to(sight.targets, in_batch)]
+        fitting = [sight for sight in sights if belongs_to(sight.targets, in_batch)] or [
+            sight for sight in sights if follows_from(sight.targets, in_batch)
+        ]
         if not fitting:
             tried.append(f"{kind} shows no known loss" if not sights else f"no loss of {kind} has the batch's targets")
             return None
@@ -273,6 +286,14 @@ def _choose(
     _seen(linear, sight, batch, {})  # refuses what is no class
     classes, features = linear.layer.weight.shape
     return Route(kind, linear.name, linear.turn, sight.loss, sight.ignore_index, classes, features)
+
+
+def _renumbered(sights: list[_Sight], batch: Any) -> bool:
+    """Whether a step compares with other classes than those that the batch has, made of them."""
+    in_batch = tensors_in(batch)
+    return not any(belongs_to(sight.targets, in_batch) for sight in sights) and any(
+        follows_from(sight.targets, in_batch) for sight in sights
+    )
 
 
 def _decides_otherwise(linear: LinearCall, outputs: Tensor) -> bool:

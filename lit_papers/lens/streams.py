@@ -5,7 +5,7 @@ import functools
 import itertools
 import random
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,15 +19,18 @@ _MOST_OBJECTS = 5_000  # looked at in search of streams: a dataset may hold a li
 _MOST_ITEMS = 100  # of one container
 _STREAMS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _NUMBERS = (bool, int, float)
+_CONTAINERS = (list, dict, OrderedDict, set, deque)
+_MOST_KEPT = 100_000  # items of a container, or elements of a tensor, that a measurement might change
 _ITERATORS = (itertools.cycle, itertools.count)  # which can be copied
 # their own state is none of ours, and a loader that trains must not be set back
 _LIBRARIES = ("torch", "lightning", "numpy", "builtins", "collections", "multiprocessing", "threading", "queue", "abc")
 
 
 class Counters:
-    """The numbers among the attributes of a data set, a transform or a collate function.
+    """The numbers and what containers and tensors hold, among the attributes of a data set, transform or sampler.
 
-    Some choose by them what comes next: the position in a stream, the number of the epoch, the seed of the next image.
+    Some choose by them what comes next: the position in a stream, the number of the epoch, the seed of the next image,
+    what is cached of augmented images, a buffer for replay, weights that grow with each draw.
 
     Args:
         values: attributes of an object, or a dict.
@@ -40,9 +43,12 @@ class Counters:
         }
         self._streams = {key for key, value in values.items() if isinstance(value, _STREAMS)}
         self._empty = {key for key, value in values.items() if value is None}
+        self._contents = [restore for restore in map(_contents_kept, values.values()) if restore is not None]
 
     def restore(self) -> None:
         """Put back what is there; a stream that was made meanwhile is made anew when it is needed."""
+        for restore in self._contents:
+            restore()
         for key, value in self._before.items():
             if key in self._values:
                 self._values[key] = value
@@ -51,6 +57,31 @@ class Counters:
                 self._values[key] = None
             elif isinstance(value, _STREAMS) and key not in self._streams:
                 del self._values[key]
+
+
+def _contents_kept(value: Any) -> Callable[[], None] | None:
+    """A function that puts back what a container or a tensor holds; None for other things and long ones."""
+    if type(value) in _CONTAINERS:
+        if len(value) > _MOST_KEPT:
+            return None
+        items = copy.copy(value)
+
+        def refill() -> None:
+            value.clear()
+            value.extend(items) if isinstance(value, (list, deque)) else value.update(items)
+
+        return refill
+    if type(value) is Tensor and value.numel() <= _MOST_KEPT and not (value.requires_grad or value.is_inference()):
+        before = value.clone()
+
+        def set_back() -> None:
+            if not torch.equal(value, before):
+                value.copy_(before)
+
+        return set_back
+    if type(value) is np.ndarray and value.size <= _MOST_KEPT and value.flags.writeable:
+        return functools.partial(np.copyto, value, value.copy())
+    return None
 
 
 @contextmanager

@@ -59,7 +59,8 @@ class Subject:
         copy: False for networks too large to be copied: they are looked at in place, by ``call`` or ``forward`` alone.
 
     Raises:
-        NotApplicable: a strategy that shards the network (FSDP, DeepSpeed), ``max_batches`` below 1.
+        NotApplicable: a strategy that shards the network (FSDP, DeepSpeed), ``max_batches`` below 1, a loader that
+            gives no batches.
     """
 
     def __init__(
@@ -77,6 +78,11 @@ class Subject:
     ) -> None:
         if max_batches is not None and max_batches < 1:
             raise NotApplicable(f"max_batches must be at least 1, or None, got {max_batches}")
+        if loader is not None and not data.has_batches(loader):
+            raise NotApplicable(
+                "`dataloader` must be a DataLoader or another iterable of batches (of several loaders a dict with a "
+                f"name for each), got {type(loader).__name__}"
+            )
         strategy = None if trainer is None else trainer.strategy
         if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
             raise NotApplicable(
@@ -150,7 +156,8 @@ class Subject:
         """The loss that ``training_step`` computes on the head's output; None where that is not known."""
         for in_training in (False, True):
             route = self.route
-            with self.quiet(), self.twin() as network, self.precision():
+            # whoever validates is in inference mode, of whose tensors there are no gradients
+            with torch.inference_mode(False), self.quiet(), self.twin() as network, self.precision():
                 found = training_loss(network, self._first_batch(), route.head, in_training=in_training)
             if found is not None:
                 return found
@@ -342,10 +349,11 @@ class Subject:
 
     def _first_batch(self) -> Any:
         if self._first is None:
-            batch = data.first_batch(self.loader)
-            if batch is None:
-                raise NotApplicable("`dataloader` has no batch to measure on")
-            self._first = self.to_device(batch)
+            with torch.inference_mode(False), torch.no_grad():  # `training_loss` needs it with gradients
+                batch = data.first_batch(self.loader)
+                if batch is None:
+                    raise NotApplicable("`dataloader` has no batch to measure on")
+                self._first = self.to_device(batch)
         return self._first
 
 

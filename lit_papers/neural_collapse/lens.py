@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -122,7 +123,7 @@ class CollapseLens(Lens):
         self.ncc = ncc
         self.center_classifier = center_classifier
         self.layers = layers
-        self.ncc_bytes = ncc_bytes
+        self.ncc_bytes = int(ncc_bytes)  # 2e9 is a way to write it
         self.residual_dtype = _DTYPES[residual_dtype]
         self._warned: set[str] = set()
 
@@ -249,7 +250,7 @@ class CentralPathLens(Lens):
         lam: float | Literal["auto"] = "auto",
         reduction: Literal["mean", "batchmean", "auto"] | None = "auto",
     ) -> None:
-        if lam != "auto" and not (isinstance(lam, (int, float)) and lam >= 0):
+        if lam != "auto" and not (isinstance(lam, (int, float, np.number)) and 0 <= lam < math.inf):
             raise ValueError(f"lam must be a number >= 0 or 'auto', got {lam!r}")
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
@@ -274,14 +275,17 @@ class CentralPathLens(Lens):
         stats: ClassStatistics = moment.gathered((_STATISTICS, torch.float64))
         snr: list[float] = snr_singular_values(stats).tolist()
         numbers: Numbers = {}
-        if prepared.reduction is not None:
-            lam, decay_bias = self._regularization(moment.subject, prepared)
+        split = self._now(moment.subject, prepared)
+        if split.reduction is not None:
+            lam, decay_bias = self._regularization(moment.subject, split)
             weight, bias = moment.head()
             parts = mse_decomposition(stats, weight, bias, lam, decay_bias=decay_bias)
             numbers = {key: float(parts[key]) for key in figures.PARTS}
             # at lam = 0 the least-squares loss can be exactly zero
             ratio = float(parts["perp"]) / float(parts["ls"]) if parts["ls"] > 0 else math.nan
             numbers |= {"ratio": ratio, "lam": lam}
+        elif prepared.reduction is not None:
+            numbers = dict.fromkeys((*figures.PARTS, "ratio", "lam"), math.nan)
         return {**numbers, "snr_max": snr[0], "snr_min": snr[-1], "snr": snr}
 
     def unknown(self, prepared: _Split) -> Numbers:
@@ -292,6 +296,13 @@ class CentralPathLens(Lens):
     def figure(self, history: Sequence[Mapping[str, Any]]) -> "Figure":
         """Loss and its parts (log), their ratio, and the signal-to-noise ratios with a slope-1/4 guide (log-log)."""
         return figures.central_path(history)
+
+    def _now(self, subject: Subject, split: _Split) -> _Split:
+        """What a training minimises at this moment: its step may ramp a weight, or go over to another loss."""
+        if self.reduction != "auto" or subject.trainer is None or subject.trainer.state.fn != "fit":
+            return split
+        reduction, factor = self._loss(subject)
+        return _Split(reduction, factor, split.rank)
 
     def _loss(self, subject: Subject) -> tuple[str | None, float]:
         """How the MSE loss is reduced, and by what it is multiplied; None where something else is minimised."""
@@ -319,7 +330,7 @@ class CentralPathLens(Lens):
                 "`reduction` to have it all the same"
             )
             return None, 1.0
-        if self.lam == "auto" and (subject.trainer is None or not subject.trainer.optimizers):
+        if self.lam == "auto" and not _is_trained(subject):
             rank_zero_info(
                 "CentralPath: outside of a fit no optimizer tells the weight decay, so only `snr` is recorded; pass "
                 "`lam` for the split of the loss"
@@ -373,6 +384,15 @@ class CentralPathLens(Lens):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"CentralPath: {message}")
+
+
+def _is_trained(subject: Subject) -> bool:
+    """Whether an optimizer of the trainer has the network; after a fit it keeps those of another one."""
+    own = {id(parameter) for parameter in subject.network.parameters()}
+    optimizers = [] if subject.trainer is None else subject.trainer.optimizers
+    return any(
+        id(each) in own for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]
+    )
 
 
 def gather_statistics(subject: Subject, residual_dtype: torch.dtype = torch.float64) -> tuple[int, int]:

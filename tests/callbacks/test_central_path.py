@@ -175,6 +175,23 @@ def test_an_evaluation_knows_no_weight_decay(tmp_path: Any) -> None:
         assert ("ratio" in callback.evaluated) == known
 
 
+@pytest.mark.parametrize("fn", ["validate", "test"])
+def test_an_evaluation_after_a_fit_knows_the_decay_of_the_network_that_was_trained(fn: str) -> None:
+    class Evaluated(Small):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+        test_step = validation_step
+
+    module, callback, loader = Evaluated(mlp(), weight_decay=1e-2), CentralPath(), DataLoader(pairs(), batch_size=8)
+    trainer = fit(module, [callback], loader)
+    getattr(trainer, fn)(module, loader, verbose=False)  # in inference mode, which has no gradients
+    for key in ("perp", "ratio", "lam"):
+        assert callback.evaluated[key] == pytest.approx(callback.history[-1][key])
+    getattr(trainer, fn)(Evaluated(mlp(), weight_decay=1e-2), loader, verbose=False)  # that this trainer did not train
+    assert "ratio" not in callback.evaluated
+
+
 def test_a_scaled_loss_scales_lam() -> None:
     class Halved(Small):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -183,6 +200,26 @@ def test_a_scaled_loss_scales_lam() -> None:
     callback = CentralPath()
     fit(Halved(mlp(), weight_decay=1e-2, lr=1e-3), [callback])
     assert callback.history[-1]["lam"] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_loss_that_changes_while_it_trains_is_read_again(validated: bool) -> None:
+    class Changing(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.current_epoch == 2:
+                return nn.functional.cross_entropy(self(batch[0]), batch[1])
+            return (self.current_epoch + 1) * super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(pairs(), batch_size=8) if validated else []
+
+    callback = CentralPath()
+    fit(Changing(mlp(), weight_decay=1e-2, lr=1e-3), [callback], max_epochs=3)
+    assert [entry["lam"] for entry in callback.history] == pytest.approx([0.015, 0.0075, math.nan], nan_ok=True)
+    assert math.isnan(callback.history[2]["ratio"])
 
 
 class _Step(Small):

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_papers.callbacks import CentralPath, NeuralCollapse
+from lit_papers.lens import NotApplicable
 from lit_papers.neural_collapse.functional import class_statistics, ncc_mismatch, neural_collapse_measures
 from tests.callbacks.small import Small, fit, mlp, pairs
 
@@ -319,7 +321,33 @@ def test_a_distributed_sampler_is_seen_through() -> None:
     assert callback.history[-1] == approx_of(module, pairs())
 
 
-@pytest.mark.parametrize("epochs", [0, -1, [], [-1, 3]])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (np.geomspace(1, 100, 3).round(), (1, 10, 100)),
+        (np.int64(5), 5),
+        (torch.tensor([1, 3]), (1, 3)),
+        (torch.tensor(2), 2),
+        ((2**k for k in range(3)), (1, 2, 4)),
+    ],
+)
+def test_epochs_may_be_numbers_of_any_type(given: Any, meant: Any) -> None:
+    assert NeuralCollapse(epochs=given).epochs == meant
+
+
+def test_memory_may_be_written_with_an_exponent() -> None:
+    callback = NeuralCollapse(ncc_bytes=2e9)  # type: ignore[arg-type]
+    fit(Small(mlp()), [callback], max_epochs=1)
+    assert "reason" not in callback.history[-1]
+
+
+@pytest.mark.parametrize("loader", [pairs, LightningDataModule(), [DataLoader(pairs()), DataLoader(pairs())]])
+def test_what_is_no_loader_is_refused_in_one_line(loader: Any) -> None:
+    with pytest.raises(NotApplicable, match="`dataloader` must be a DataLoader"):
+        fit(Small(mlp()), [NeuralCollapse(loader)])
+
+
+@pytest.mark.parametrize("epochs", [0, -1, [], [-1, 3], [1.5], None, "all", np.zeros(0)])
 def test_epochs_are_checked(epochs: Any) -> None:
     with pytest.raises(ValueError, match="epochs must"):
         NeuralCollapse(epochs=epochs)
@@ -335,6 +363,16 @@ def test_the_figure_is_written_beside_the_logs() -> None:
     fit(Small(mlp()), [NeuralCollapse(), CentralPath()], logger=CSVLogger(Path.cwd(), name="logs"))
     for name in ("neural_collapse", "central_path"):
         assert (Path.cwd() / f"logs/version_0/{name}.png").stat().st_size > 10_000
+
+
+def test_names_may_have_a_slash_or_be_numbers() -> None:
+    callback = NeuralCollapse(
+        {0: DataLoader(pairs(), batch_size=8), 1: DataLoader(pairs(), batch_size=8)}, name="my/nc"
+    )
+    trainer = fit(Small(mlp()), [callback], logger=CSVLogger(Path.cwd(), name="slash"))
+    assert callback.history[-1]["0/nc1"] == callback.history[-1]["1/nc1"]
+    assert "my/nc/0/nc1" in trainer.callback_metrics
+    assert list(Path("slash").rglob("my/nc.png"))
 
 
 def test_plot_needs_a_history() -> None:

@@ -1,5 +1,7 @@
 """Data as they are trained on: which rows are read, how many, and that nothing is drawn from training's streams."""
 
+import copy
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +123,41 @@ def test_no_stream_is_moved() -> None:
         assert data.streams["numpy"].bit_generator.state == numpy_state
         assert data.streams["torch"].get_state().equal(torch_state)
         assert torch.get_rng_state().equal(global_state)
+
+
+class Keeps(Dataset[float]):
+    """Each sample changes what the next will be."""
+
+    def __init__(self) -> None:
+        self.cache = {0: 0.5}
+        self.buffer = [1.0]
+        self.recent = deque([1.0], maxlen=3)
+        self.seen = {0}
+        self.weights = torch.ones(10)
+        self.counts = np.zeros(10)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> float:
+        self.cache.setdefault(index, float(torch.rand(())))
+        self.buffer.append(float(index))
+        self.recent.append(float(index))
+        self.seen.add(index)
+        self.weights *= 1.1
+        self.counts[index] += 1
+        return self.cache[index]
+
+
+def test_what_containers_and_tensors_hold_comes_back() -> None:
+    data = Keeps()
+    before, same = copy.deepcopy(vars(data)), dict(vars(data))
+    with streams_kept(streams_in([data])):
+        assert len(read(DataLoader(data, batch_size=2))) == 10
+        assert data.counts.sum() == 10
+    for name, value in vars(data).items():
+        assert value is same[name], "others may hold it too"
+        assert str(value) == str(before[name])
 
 
 def test_streams_come_back_also_after_an_exception() -> None:

@@ -135,6 +135,36 @@ def test_a_checkpoint_may_watch_a_measurement(tmp_path: Path) -> None:
     assert saver.best_model_score == run.callback_metrics["neural_collapse/nc1"]
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse_loss"])
+def test_labels_that_the_step_renumbers_are_those_of_the_step(loss: str, tmp_path: Path) -> None:
+    class Renumbers(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = torch.tensor([2, 0, 1])
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            targets = self.number[batch[1]]
+            if loss == "mse_loss":
+                return torch.nn.functional.mse_loss(self(batch[0]), torch.eye(3)[targets])
+            return torch.nn.functional.cross_entropy(self(batch[0]), targets)
+
+    module, callback = Renumbers(), NeuralCollapse()
+    trainer(tmp_path, [callback], max_epochs=8).fit(module, loader())
+    x, y = blobs().tensors
+    wrong = (module.eval()(x).argmax(1) != module.number[y]).double().mean().item()
+    assert wrong < 0.5
+    assert callback.history[-1]["train_error"] == pytest.approx(wrong)
+
+
+def test_labels_that_the_step_renumbers_are_not_those_of_forward(tmp_path: Path) -> None:
+    class Sharpens(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return torch.nn.functional.cross_entropy(self(batch[0]) / 0.5, torch.tensor([2, 0, 1])[batch[1]])
+
+    with pytest.raises(NotApplicable, match=r"training_step renumbers.*Pass `call`"):
+        trainer(tmp_path, [NeuralCollapse()]).fit(Sharpens(), loader())
+
+
 @pytest.mark.parametrize("fn", ["validate", "test"])
 def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
     class Evaluated(Plain):
@@ -154,6 +184,25 @@ def test_a_checkpoint_is_evaluated(fn: str, tmp_path: Path) -> None:
         assert run.callback_metrics["neural_collapse/nc1"].item() == right
         assert callback.evaluated["nc1"] == right
         assert callback.history == []
+
+
+def test_a_test_set_without_labels_is_tested_after_a_fit(tmp_path: Path) -> None:
+    class Tested(Plain):
+        def test_step(self, *arguments: Any) -> None:
+            self.log("size", self(arguments[0][0]).abs().mean())
+
+    unlabelled = DataLoader(TensorDataset(blobs().tensors[0]), batch_size=BATCH)
+    module, callback = Tested(), NeuralCollapse()
+    with pytest.raises(NotApplicable, match="pass `unpack`"):  # attached for this evaluation alone
+        trainer(tmp_path, [NeuralCollapse()]).test(module, unlabelled, verbose=False)
+    run = trainer(tmp_path, [callback])
+    run.fit(module, loader())
+    with pytest.warns(UserWarning, match="nothing measured in test: .*pass `unpack`"):
+        (logged,) = run.test(module, unlabelled, verbose=False)
+    assert logged.keys() == {"size"}
+    with pytest.warns(UserWarning, match="nothing measured in test"):
+        run.test(module, [loader(1), unlabelled], verbose=False)
+    assert callback.evaluated["dataloader_idx_0/nc1"] == pytest.approx(nc1_of(module, *blobs(seed=1).tensors), rel=1e-4)
 
 
 @pytest.mark.parametrize("fn", ["validate", "test"])
