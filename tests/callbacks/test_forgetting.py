@@ -371,7 +371,7 @@ def test_names_that_count_from_one_are_refused(tmp_path: Path) -> None:
             value = self.script[self.current_epoch][dataloader_idx]
             self.log(f"acc_task{dataloader_idx + 1}", value, add_dataloader_idx=False)
 
-    with pytest.raises(MisconfigurationException, match="tasks count from 0.*give the list of names"):
+    with pytest.raises(MisconfigurationException, match=r"tasks count from 0.*give the list of names"):
         run(tmp_path, [Forgetting("acc_task{}", epochs_per_task=1)], FromOne(ROWS), 3)
     callback = Forgetting([f"acc_task{task}" for task in (1, 2, 3)], epochs_per_task=1)
     run(tmp_path, [callback], FromOne(ROWS), 3)
