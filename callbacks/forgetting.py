@@ -145,6 +145,8 @@ class Forgetting(Record):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the matrix of the run that is resumed."""
+        if self.has_its_own:
+            return
         super().load_state_dict(state_dict)
         self.rows.load_state_dict(state_dict)
 

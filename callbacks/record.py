@@ -40,6 +40,7 @@ class Record(Callback, ABC):
         self.fit = 0
         self._module: weakref.ref[LightningModule] | None = None
         self._said: set[str] = set()
+        self._evaluates = False
 
     @property
     def state_key(self) -> str:
@@ -54,7 +55,8 @@ class Record(Callback, ABC):
                     f"{type(self).__name__} and {type(other).__name__} both have name={self.name!r}, by which keys and "
                     "figures of one would overwrite those of the other: give each a `name` of its own"
                 )
-        if stage != "fit":
+        self._evaluates = stage != "fit"
+        if self._evaluates:
             return
         before = None if self._module is None else self._module()
         if self._module is not None and before is not pl_module:
@@ -128,12 +130,19 @@ class Record(Callback, ABC):
             for name, figure in self.figures().items():
                 save_figure(figure, trainer, name)
 
+    @property
+    def has_its_own(self) -> bool:
+        """Whether a checkpoint is evaluated after a training: Lightning would have its history replace the longer one."""
+        return self._evaluates and bool(self.history)
+
     def state_dict(self) -> dict[str, Any]:
         """The history, in plain types."""
         return {"history": self.history, "fit": self.fit}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history of the run that is resumed."""
+        if self.has_its_own:
+            return
         self.history = list(state_dict["history"])
         self.fit = state_dict.get("fit", 0)
 

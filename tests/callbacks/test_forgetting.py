@@ -389,6 +389,19 @@ def test_validating_a_trained_network_gives_no_baseline(tmp_path: Path) -> None:
     assert math.isnan(callback.forward_transfer)
 
 
+def test_evaluating_an_earlier_checkpoint_loses_no_rows(tmp_path: Path) -> None:
+    """Lightning restores callbacks in `validate` and `test` too; a callback without rows still takes them."""
+    callback, saver = Forgetting("acc", epochs_per_task=1), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer = run(tmp_path, [callback, saver], Scripted(ROWS), 3, enable_checkpointing=True)
+    path, history = tmp_path / "epoch=0.ckpt", list(callback.history)
+    trainer.validate(Scripted(ROWS), ckpt_path=path, verbose=False)
+    check_rows(callback)
+    assert callback.history == history
+    fresh = Forgetting("acc", epochs_per_task=1)
+    guest.foreign_trainer(tmp_path, [fresh]).validate(Scripted(ROWS), ckpt_path=path, verbose=False)
+    torch.testing.assert_close(fresh.matrix[0], torch.tensor(ROWS[0]))
+
+
 def test_a_metric_that_should_fall(tmp_path: Path) -> None:
     losses = [[0.2, 2.3, 2.3], [1.9, 0.2, 2.3], [2.5, 1.8, 0.2]]
     callback = Forgetting("acc", 1, mode="min", baseline=[2.3] * 3)
