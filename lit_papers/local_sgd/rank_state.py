@@ -18,6 +18,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_papers.local_sgd.averaging import group_size
@@ -59,7 +60,7 @@ def own_pieces(
     for name, buffer in inventory.saved_buffers().items():
         pieces["buffer", name] = local_value(buffer).detach()
     if rounds.models_apart:
-        for name, tensor in inventory.callback_tensors().items():
+        for name, tensor in inventory.held_tensors().items():
             pieces["callback", name] = local_value(tensor).detach()
         for name, tensor in inventory.kept_tensors(trainer.optimizers).items():
             pieces["kept", name] = local_value(tensor).detach()
@@ -234,11 +235,17 @@ def restore(
         **{("parameter", name): value for name, value in inventory.untrained(trainer.optimizers).items()},
         **{("parameter", names.get(id(value), f"#{number}")): value for number, value in enumerate(trained)},
         **{("buffer", name): value for name, value in inventory.saved_buffers().items()},
-        **{("callback", name): value for name, value in inventory.callback_tensors().items()},
+        **{("callback", name): value for name, value in inventory.held_tensors().items()},
         **{("kept", name): value for name, value in inventory.kept_tensors(trainer.optimizers).items()},
     }
+    late = {place[1].partition(":")[0] for place in pieces if place[0] == "callback" and place not in tensors}
+    if late:
+        rank_zero_warn(
+            f"the checkpoint has {', '.join(sorted(late))} of each rank, which is not there where training resumes, and "
+            "begins anew: make it before, in `setup` or `on_fit_start`"
+        )
     for place, piece in pieces.items():
-        if place[0] == "kept" and place not in tensors:
+        if place[0] in ("kept", "callback") and place not in tensors:
             continue  # made later, or for a validation that is over
         if place[0] in ("parameter", "buffer", "callback", "kept"):
             if place not in tensors or tensors[place].shape != piece.shape:

@@ -242,12 +242,15 @@ class LocalSGDStrategy(DDPStrategy):
             return
         internals.sync_module_states(self._module)
         inventory = self._this_fit.inventory
-        models = inventory.callback_models()
+        models = inventory.held_models()
         names: list[list[str]] = [[]] * group_size()
         dist.all_gather_object(names, list(models))
         common = [name for name in models if all(name in theirs for theirs in names)]  # some are the first rank's alone
         for name in common:
-            internals.sync_module_states(models[name])
+            # one that is held apart may not be moved to the device yet, and the backend reaches no other
+            tensors = (*models[name].parameters(), *models[name].buffers())
+            if all(tensor.device == self.root_device for tensor in tensors):
+                internals.sync_module_states(models[name])
         inventory.common_models = bool(common)
         if self.within_node != "local" or self.across_nodes_every > 1:
             size = self.num_processes if self.node_size is None else self.node_size
