@@ -132,7 +132,7 @@ class Record(Callback, ABC):
 
     @property
     def has_its_own(self) -> bool:
-        """Whether a checkpoint is evaluated after a training: Lightning would have its history replace the longer one."""
+        """Whether a checkpoint is evaluated after a training: Lightning would put its shorter history in place."""
         return self._evaluates and bool(self.history)
 
     def state_dict(self) -> dict[str, Any]:

@@ -267,9 +267,8 @@ def _within(path: str, value: Any, levels: int, seen: set[int]) -> Iterator[tupl
         return
     entries: list[tuple[Any, Any]]
     if several := isinstance(value, (dict, list, tuple)):
-        entries = (
-            [*(value.items() if isinstance(value, dict) else enumerate(value))] if len(value) <= _MOST_HELD else []
-        )
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        entries = list(pairs) if len(value) <= _MOST_HELD else []
     else:
         entries = list(getattr(value, "__dict__", {}).items())  # a list, as another thread may add to them
     for key, each in entries:

@@ -241,7 +241,7 @@ def restore(
     late = {place[1].partition(":")[0] for place in pieces if place[0] == "callback" and place not in tensors}
     if late:
         rank_zero_warn(
-            f"the checkpoint has {', '.join(sorted(late))} of each rank, which is not there where training resumes, and "
+            f"the checkpoint has {', '.join(sorted(late))} of each rank, which is not there where training resumes and "
             "begins anew: make it before, in `setup` or `on_fit_start`"
         )
     for place, piece in pieces.items():
