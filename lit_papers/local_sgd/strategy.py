@@ -400,9 +400,11 @@ class LocalSGDStrategy(DDPStrategy):
             self._fit.stand_in.put_back()
 
     def teardown(self) -> None:
-        """Take our hooks out of the trainer."""
+        """Take our hooks out of the trainer; first end a round that a run which was over was resumed in."""
         trainer = internals.trainer_of(self.lightning_module)
         if trainer is not None:
+            if self._fit is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.interrupted:
+                self._fit.driver.end_training()  # as in `on_train_end`, which has no training that has nothing to do
             RoundHooks.remove_from(trainer)
         if self._fit is not None:
             self._fit.meetings.close()
