@@ -303,10 +303,10 @@ class TaskSequence(LightningDataModule):
         read = [_read(source, self.unpack) for source in self._sources]
         if self.separate_classes:
             read = _separated(read)
-        _check_shapes(read)
         if self.domain_transform is not None:
             change = self.domain_transform
             read = [[Varied(split, change, task) for split in read[0]] for task in range(self.num_tasks)]
+        _check_shapes(read)
         pools = [Pool([splits[which] for splits in read]) for which in range(3)]
         if self._by_class:
             labels = _values(torch.cat([pool.labels for pool in pools]))

@@ -335,7 +335,7 @@ def test_refusals(tmp_path: Path) -> None:
             unsupervised(PNN(), backbone=nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), datamodule=stream()
         )
     few = SupervisedContinual(4, backbone=supervised().backbone, transform=SSLTransform(8, mean=(0.0,), std=(1.0,)))
-    with pytest.raises(ValueError, match="`num_classes`=4, but the tasks have labels up to 5"):
+    with pytest.raises(ValueError, match="`num_classes`=4, but the tasks have labels 0 to 5"):
         trainer(tmp_path).fit(few, datamodule=stream())
     for wrong in ({"lr": 0.0}, {"objective": "other"}, {"projection_dim": 0}, {"knn_k": 0}, {"seed": -1},
                   {"knn_k": "all"}, {"knn_temperature": 0.0}):  # fmt: skip
