@@ -20,6 +20,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from lit_papers.local_sgd.averaging import group_size
 from lit_papers.local_sgd.internals import set_loader_positions
@@ -59,6 +60,9 @@ def own_pieces(
             pieces["parameter", name] = local_value(parameter).detach()
     for name, buffer in inventory.saved_buffers().items():
         pieces["buffer", name] = local_value(buffer).detach()
+    for name, value in checkpoint["state_dict"].items():
+        if name.rpartition(".")[2] == _EXTRA_STATE_KEY_SUFFIX:  # of `get_extra_state`: memories, counts
+            pieces["extra", name] = value
     if rounds.models_apart:
         for name, tensor in inventory.held_tensors().items():
             pieces["callback", name] = local_value(tensor).detach()
@@ -94,7 +98,7 @@ def share_out(pieces: Pieces, state_dict: Mapping[str, Any]) -> tuple[list[dict[
     in_checkpoint: dict[Place, bytes] = {}
     if rank == 0:
         for place in pieces:
-            if place[0] in ("parameter", "buffer") and place[1] in state_dict:
+            if place[0] in ("parameter", "buffer", "extra") and place[1] in state_dict:
                 in_checkpoint[place] = _digest(state_dict[place[1]])
             elif place[0] in ("optimizer", "scheduler", "precision", "loaders"):
                 in_checkpoint[place] = digests[place]
@@ -254,6 +258,8 @@ def restore(
                     "the module, its optimizers and the callbacks now do not have: resume what was saved"
                 )
             tensors[place].detach().copy_(piece)
+        elif place[0] == "extra":
+            inventory.module.get_submodule(place[1].rpartition(".")[0]).set_extra_state(piece)
     if pieces.get(("precision",)):
         trainer.precision_plugin.load_state_dict(pieces["precision",])
     if pieces.get(("loaders",)):
