@@ -112,6 +112,10 @@ class Forgetting(Record):
         """End a task of so many steps, now that its validation is over."""
         self.rows.begin_step(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what this validation logs from what an earlier one did."""
+        self.rows.begin_validation(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the metric of all tasks."""
         self.rows.validated(trainer, pl_module)

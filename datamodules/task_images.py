@@ -147,8 +147,15 @@ class Varied:
         self._source, self._transform, self._task = source, transform, task
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """Transformed images ``(n, C, H, W)``."""
-        return self._transform(self._source.fetch(rows), self._task)
+        """Transformed images ``(n, C, H, W)``.
+
+        Raises:
+            ValueError: floats that the transform made are not in [0, 1].
+        """
+        images = self._transform(self._source.fetch(rows), self._task)
+        if images.is_floating_point():
+            _check_range(images)
+        return images
 
 
 class Shifted:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -224,8 +225,9 @@ class TaskSequence(LightningDataModule):
         return {"fit_task": self._fit_task} if self.fit_per_task else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in the task of the fit that is resumed."""
-        if self.fit_per_task and "fit_task" in state:
+        """Go on in the task of the fit that is resumed; a checkpoint that is evaluated says nothing about the next."""
+        evaluates = self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
+        if self.fit_per_task and "fit_task" in state and not evaluates:
             self._fit_task, self._next_task = state["fit_task"], state["fit_task"] + 1
 
     def train_dataloader(self) -> TrainingBatches:
@@ -301,10 +303,10 @@ class TaskSequence(LightningDataModule):
         read = [_read(source, self.unpack) for source in self._sources]
         if self.separate_classes:
             read = _separated(read)
-        _check_shapes(read)
         if self.domain_transform is not None:
             change = self.domain_transform
             read = [[Varied(split, change, task) for split in read[0]] for task in range(self.num_tasks)]
+        _check_shapes(read)
         pools = [Pool([splits[which] for splits in read]) for which in range(3)]
         if self._by_class:
             labels = _values(torch.cat([pool.labels for pool in pools]))

@@ -166,10 +166,18 @@ class KNNClassifier:
         """Append features ``(N, D)`` with labels ``(N,)``, any integers.
 
         Raises:
-            ValueError: the features are not finite, or there is not one label for each.
+            ValueError: the features are no floats or not finite, or there is not one whole label for each.
         """
-        if len(features) != len(labels):
-            raise ValueError(f"{len(features)} features, but {len(labels)} labels")
+        for name, given in (("features", features), ("labels", labels)):
+            if not isinstance(given, Tensor):
+                raise ValueError(f"`{name}` must be a tensor, got {type(given).__name__}")
+        if features.dim() != 2 or not features.is_floating_point():
+            raise ValueError(f"`features` must be floats (N, D), got {features.dtype} {tuple(features.shape)}")
+        if labels.shape != features.shape[:1] or labels.dtype == torch.bool or labels.is_floating_point():
+            raise ValueError(
+                f"`labels` must be integers, one for each of {len(features)} features, got {labels.dtype} "
+                f"{tuple(labels.shape)}"
+            )
         self._lengths.append(_lengths(features, "bank"))
         self._features.append(features)
         self._labels.append(labels)

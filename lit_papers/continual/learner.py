@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 
 from lit_papers.continual.augmentations import SSLTransform
@@ -111,7 +112,6 @@ class ContinualLearner(LightningModule, ABC):
         Raises:
             MisconfigurationException: the data are no stream, the method does not fit, or gradients are accumulated.
         """
-        data = self._stream
         self.check_method()
         name = type(self.method).__name__
         if stage == "fit" and self.trainer.accumulate_grad_batches != 1:
@@ -122,6 +122,15 @@ class ContinualLearner(LightningModule, ABC):
         if self.method.single_process and self.trainer.world_size > 1:
             raise MisconfigurationException(f"{name} selects its memory on one process, but there are several")
         if self._built is None:
+            self.configure_model()
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
+                if isinstance(callback, StochasticWeightAveraging):  # it has copied a network without what is built
+                    callback.setup(self.trainer, self, stage)
+
+    def configure_model(self) -> None:
+        """Build columns and heads, once; callbacks that copy the network (`WeightAveraging`) ask before ``setup``."""
+        if self._built is None and self._trainer is not None:  # a checkpoint that is loaded says what to build
+            data = self._stream
             images, _ = next(iter(data.memory_dataloader(0)))
             self._build(self.plain(images[:2].to(self.device)), data.num_tasks)
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+Matrix = Tensor | Sequence[Sequence[float]]
+"""Also an array of NumPy."""
 Convention = Literal["max", "max_past", "first"]
 
 
-def average_accuracy(matrix: Tensor) -> Tensor:
+def average_accuracy(matrix: Matrix) -> Tensor:
     r"""Accuracy on the tasks seen, now: :math:`A = \mathrm{mean}_{i \le t} R_{t,i}` (Madaan et al., section 5).
 
     Args:
@@ -33,7 +35,7 @@ def average_accuracy(matrix: Tensor) -> Tensor:
     return rows[-1, : len(rows)].mean()
 
 
-def average_incremental_accuracy(matrix: Tensor) -> Tensor:
+def average_incremental_accuracy(matrix: Matrix) -> Tensor:
     r"""Accuracy on the tasks seen, averaged over the stream: :math:`\mathrm{mean}_t \mathrm{mean}_{i \le t} R_{t,i}`.
 
     Rows that were never evaluated are left out.
@@ -54,7 +56,7 @@ def average_incremental_accuracy(matrix: Tensor) -> Tensor:
     return torch.stack([row[: t + 1].mean() for t, row in enumerate(rows)]).nanmean()
 
 
-def forgetting(matrix: Tensor, convention: Convention = "max") -> Tensor:
+def forgetting(matrix: Matrix, convention: Convention = "max") -> Tensor:
     r"""How much worse the earlier tasks are than they were, averaged over them.
 
     ==============  ===========================================================================
@@ -94,7 +96,7 @@ def forgetting(matrix: Tensor, convention: Convention = "max") -> Tensor:
     return lost[lost.isfinite()].mean()
 
 
-def backward_transfer(matrix: Tensor) -> Tensor:
+def backward_transfer(matrix: Matrix) -> Tensor:
     r"""What later tasks did to earlier ones: :math:`\mathrm{mean}_{i<t} (R_{t,i} - R_{i,i})`, forgetting if negative.
 
     Args:
@@ -112,7 +114,7 @@ def backward_transfer(matrix: Tensor) -> Tensor:
     return -forgetting(matrix, "first") + 0.0  # no negative zero
 
 
-def forward_transfer(matrix: Tensor, baseline: Tensor | Sequence[float]) -> Tensor:
+def forward_transfer(matrix: Matrix, baseline: Tensor | Sequence[float]) -> Tensor:
     r"""What earlier tasks did for later ones: :math:`\mathrm{mean}_{0<i \le t} (R_{i-1,i} - b_i)`.
 
     Args:
@@ -143,8 +145,9 @@ def check_convention(convention: str) -> None:
         raise ValueError(f"`convention` must be one of {', '.join(get_args(Convention))}, got {convention!r}")
 
 
-def _until_now(matrix: Tensor) -> Tensor:
+def _until_now(matrix: Matrix) -> Tensor:
     """The rows up to the last with a number."""
+    matrix = torch.as_tensor(matrix)
     if matrix.dim() != 2 or len(matrix) > matrix.shape[1]:
         raise ValueError(f"`matrix` must be (T, T) or its first rows, got {tuple(matrix.shape)}")
     known = (~matrix.isnan()).any(dim=1).nonzero()

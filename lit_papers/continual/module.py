@@ -153,7 +153,9 @@ class SupervisedContinual(ContinualLearner):
             )
         labels = [label for task in range(self._stream.num_tasks) for label in self._stream.classes(task)]
         if max(labels) >= self.num_classes or min(labels) < 0:
-            raise ValueError(f"`num_classes`={self.num_classes}, but the tasks have labels up to {max(labels)}")
+            raise ValueError(
+                f"`num_classes`={self.num_classes}, but the tasks have labels {min(labels)} to {max(labels)}"
+            )
 
     def views(self, images: Tensor, step: Step, purpose: str = "") -> tuple[Tensor, ...]:
         """One random view of each image."""

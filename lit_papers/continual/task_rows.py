@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ class TaskRows:
         self._last: tuple[int, list[float]] | None = None  # epoch and row of the last validation in it
         self._trainer: Trainer | None = None
         self._module: weakref.ref[LightningModule] | None = None
-        self._validated: tuple[weakref.ref[LightningModule], list[float]] | None = None
+        self._validated: tuple[weakref.ref[LightningModule], list[float]] | None = None  # before any fit
+        self._stale: dict[str, Any] = {}  # what was logged before the validation that runs
         clock.listen(end=self._task_ended)
 
     def clear(self) -> None:
@@ -90,6 +92,11 @@ class TaskRows:
         self._last = None
         self.clock.catch_up(trainer)
 
+    def begin_validation(self, trainer: Trainer) -> None:
+        """Mark what is logged already: Lightning keeps it where a validation logs nothing of the name."""
+        self._stale = {key: copy.copy(value) for key, value in trainer.callback_metrics.items()}
+        trainer.callback_metrics.update(self._stale)
+
     def validated(self, trainer: Trainer, module: LightningModule) -> None:
         """Read the metric of all tasks, a row where the task ends with it; before training, the baseline.
 
@@ -99,13 +106,15 @@ class TaskRows:
         if trainer.sanity_checking or self.evaluate is not None:
             return
         if trainer.state.fn == "fit":
-            row = self._read(trainer, needed=self.clock.is_last(trainer))
+            row = self._read(trainer, needed=self.clock.is_last(trainer) and not self.matrix.rows)
             self._note(trainer, row, trainer.current_epoch + 1)
         elif (row := self._read(trainer, needed=not self.matrix.rows)) is not None:  # of `trainer.validate`
-            self._validated = (weakref.ref(module), row)
+            trained = self._module is not None and self._module() is module
+            if not trained:
+                self._validated = (weakref.ref(module), row)
             if self.clock.foreign and self.clock.events.running:
                 self._last = trainer.current_epoch, row
-            elif not self.matrix.rows and (self._module is None or self._module() is module):
+            elif self._module is None and not self.matrix.rows:
                 self.matrix.baseline = row
 
     def begin_step(self, trainer: Trainer, module: LightningModule) -> None:
@@ -143,8 +152,8 @@ class TaskRows:
             self._record(trainer, task, *last)
         elif task not in self.matrix.rows and task < max(map(len, self.matrix.rows.values()), default=task + 1):
             self._warn(
-                f"no validation took place at the end of task {task}, so its row of the matrix stays NaN; let "
-                "`check_val_every_n_epoch` divide the epochs of a task"
+                f"no validation took place at the end of task {task}, or none that logged `metric`, so its row of the "
+                "matrix stays NaN; let `check_val_every_n_epoch` divide the epochs of a task"
             )
 
     def _note(self, trainer: Trainer, row: list[float] | None, epoch: int) -> None:
@@ -171,14 +180,15 @@ class TaskRows:
 
     def _read(self, trainer: Trainer, needed: bool) -> list[float] | None:
         """The metric of all tasks, NaN where it was not logged; None if it was for none, and need not be."""
-        found, keys = trainer.callback_metrics, self._keys(trainer)
-        if any(key in found for key in keys):
+        logged, keys = trainer.callback_metrics, self._keys(trainer)
+        found = {key: logged[key] for key in keys if key in logged and logged[key] is not self._stale.get(key)}
+        if found:
             return _shared(trainer, [float(found[key]) if key in found else math.nan for key in keys])
         if not needed:
             return None
         raise MisconfigurationException(
             f"Forgetting found no metric {keys[0]!r} at the end of a task: `metric`={self.metric!r} must be "
-            f"logged for each validation loader; there are {', '.join(sorted(found)) or 'none'}"
+            f"logged for each validation loader; there are {', '.join(sorted(logged)) or 'none'}"
         )
 
     def _keys(self, trainer: Trainer) -> list[str]:
@@ -187,6 +197,11 @@ class TaskRows:
         if "{" in self.metric:
             names = [self.metric.format(task, i=task, task=task) for task in range(_MOST_TASKS)]
             there = [task for task, name in enumerate(names) if name in trainer.callback_metrics]
+            if there and there[0] == 1 and not self.matrix.rows and self.clock.events.task <= 0:
+                raise MisconfigurationException(
+                    f"Forgetting: `metric`={self.metric!r}: tasks count from 0, but {names[1]!r} is logged and no "
+                    f"{names[0]!r}: give the list of names"
+                )
             return names[: max(there, default=0) + 1]
         validating = trainer.state.fn == "validate"
         loaders = len(trainer.validate_loop.max_batches if validating else trainer.num_val_batches)
@@ -209,7 +224,8 @@ class TaskRows:
         self.clock.load_state_dict(state["clock"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None, "_module": None, "_validated": None}  # weak references do not travel
+        # weak references do not travel
+        return {**self.__dict__, "_trainer": None, "_module": None, "_validated": None, "_stale": {}}
 
 
 def _shared(trainer: Trainer, row: list[float]) -> list[float]:

@@ -67,6 +67,8 @@ def _contents_kept(value: Any) -> Callable[[], None] | None:
         items = copy.copy(value)
 
         def refill() -> None:
+            if _holds(value, items):  # whoever iterates over it at this moment, goes on
+                return
             value.clear()
             value.extend(items) if isinstance(value, (list, deque)) else value.update(items)
 
@@ -82,6 +84,18 @@ def _contents_kept(value: Any) -> Callable[[], None] | None:
     if type(value) is np.ndarray and value.size <= _MOST_KEPT and value.flags.writeable:
         return functools.partial(np.copyto, value, value.copy())
     return None
+
+
+def _holds(value: Any, items: Any) -> bool:
+    """Whether a container has these very items."""
+    if isinstance(value, set):
+        return bool(value == items)
+    if len(value) != len(items):
+        return False
+    if isinstance(value, dict):
+        pairs = zip(value.items(), items.items(), strict=True)
+        return all(key is old and each is before for (key, each), (old, before) in pairs)
+    return all(each is before for each, before in zip(value, items, strict=True))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class RankCheckpoints:
             if own:
                 state = apply_to_collection(state, Tensor, lambda tensor: tensor.clone())
                 kept = self._inventory.kept_tensors(self._trainer.optimizers)
-                models = (*self._inventory.callback_tensors().values(), *kept.values())
+                models = (*self._inventory.held_tensors().values(), *kept.values())
                 self._saved_models = [(tensor, tensor.detach().clone()) for tensor in models if id(tensor) in own]
             self._saved_state = state
             return state

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torchmetrics import Metric
 from lit_papers.local_sgd.functional import squared_norm
 
 _LIGHTNINGS = vars(LightningModule()).keys()  # attributes that every module has
+_NO_HOLDERS = (str, int, float, type(None), Tensor, Optimizer, Trainer, type, ModuleType)
+_MOST_HELD = 64  # of entries of a list or mapping that are looked into
 AverageBuffers = bool | Callable[[str, Tensor], bool]
 
 
@@ -22,12 +25,12 @@ class Inventory:
 
     Args:
         module: that is trained.
-        callbacks: of the trainer; modules that they hold (moving averages of the weights) are state too.
+        callbacks: of the trainer; modules that they or the module hold (moving averages of the weights) are state too.
         average_buffers: True for the running statistics of normalisation layers, False for none, or a predicate of
             a floating buffer's name and value for those and whichever else it says.
 
     Attributes:
-        common_models: whether callbacks held models on every process when the fit began.
+        common_models: whether models were held on every process when the fit began.
     """
 
     def __init__(
@@ -88,26 +91,39 @@ class Inventory:
             return True
         return callable(self.average_buffers) and bool(self.average_buffers(name, buffer))
 
-    # -- callbacks ----------------------------------------------------------------------------------------------------
+    # -- beside the module --------------------------------------------------------------------------------------------
 
-    def callback_models(self) -> dict[str, nn.Module]:
-        """Modules that callbacks hold beside the trained one, such as `EMAWeightAveraging`'s."""
+    def held_models(self) -> dict[str, nn.Module]:
+        """Modules that callbacks hold beside the trained one, and that it hides from its own parameters.
+
+        They may be attributes, such as `EMAWeightAveraging`'s, in a list or mapping, or in an object: a teacher in a
+        list is in no ``state_dict``.
+        """
         inside = {id(module) for module in self.module.modules()}
-        found = {}
-        for place, callback in enumerate(self.callbacks):
-            for attribute, value in vars(callback).items():
+        found, seen = {}, set[int]()
+        for place, owner in self._owners():
+            for name, value in _held(owner, seen):
                 if isinstance(value, nn.Module) and not isinstance(value, Metric) and id(value) not in inside:
-                    found[f"{place}.{type(callback).__name__}.{attribute}"] = value
+                    found[f"{place}.{name}"] = value
         return found
 
-    def callback_tensors(self) -> dict[str, Tensor]:
-        """Floating parameters and buffers of those."""
+    def held_tensors(self) -> dict[str, Tensor]:
+        """Floating parameters and buffers of those, where they are not the module's own."""
+        own = {id(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())}
         found = {}
-        for place, model in self.callback_models().items():
+        for place, model in self.held_models().items():
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-                if _can_be_averaged(tensor):
+                if _can_be_averaged(tensor) and id(tensor) not in own:
                     found[f"{place}:{name}"] = tensor
         return found
+
+    def _owners(self) -> Iterator[tuple[str, object]]:
+        """Who may hold something, by name: callbacks, and the module with its parts that are no plain layers."""
+        for number, callback in enumerate(self.callbacks):
+            yield f"{number}.{type(callback).__name__}", callback
+        for name, module in self.module.named_modules():
+            if not (isinstance(module, Metric) or type(module).__module__.startswith("torch.nn.")):
+                yield ".".join(filter(None, ("module", name, type(module).__name__))), module
 
     def kept_tensors(self, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
         """Floating tensors of copies of the weights that callbacks, and the module beside its parameters, keep.
@@ -120,14 +136,16 @@ class Inventory:
         shapes = [parameter.shape for parameter in self.module.parameters() if id(parameter) in trained]
         taken = {id(each) for tensor in own for each in (tensor, tensor.grad)}
         found: dict[str, Tensor] = {}
-        for place, owner in (*enumerate(self.callbacks), ("module", self.module)):
-            for name, collection in _collections(owner, most=len(own)):
-                tensors = dict(collection) if isinstance(collection, Mapping) else dict(enumerate(collection))
+        seen: set[int] = set()
+        for place, owner in self._owners():
+            for name, collection in _held(owner, seen):
+                if not _are_tensors(collection, most=len(own)):
+                    continue
+                tensors = collection if isinstance(collection, dict) else dict(enumerate(collection))
                 if not shapes or not _follow(tensors.values(), shapes):
                     continue
                 if taken.isdisjoint(map(id, tensors.values())):
-                    path = f"{place}.{type(owner).__name__}.{name}"
-                    found |= {f"{path}:{key}": each for key, each in tensors.items() if _can_be_averaged(each)}
+                    found |= {f"{place}.{name}:{key}": each for key, each in tensors.items() if _can_be_averaged(each)}
         return found
 
     # -- what moves without an optimizer ------------------------------------------------------------------------------
@@ -179,8 +197,10 @@ class Inventory:
         return sorted({name.partition(":")[0] for name in names})
 
     def moving_models(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
-        """What moves of the callbacks' models, and of copies of the weights."""
-        return self._moving({**self.callback_tensors(), **self.kept_tensors(optimizers)})
+        """What moves of the models that are held, and of copies of the weights."""
+        trained = {id(parameter) for parameter in trained_parameters(optimizers)}
+        moving = self._moving({**self.held_tensors(), **self.kept_tensors(optimizers)})
+        return [tensor for tensor in moving if id(tensor) not in trained]
 
     def _moving(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         return _once(tensor for name, tensor in tensors.items() if name in self._moved and name not in self._lonely)
@@ -191,7 +211,7 @@ class Inventory:
 
     def _watched(self, optimizers: Iterable[Optimizer]) -> Mapping[str, Tensor]:
         kept = self.kept_tensors(optimizers)
-        return {**self.untrained(optimizers), **self.own_buffers(), **self.callback_tensors(), **kept}
+        return {**self.untrained(optimizers), **self.own_buffers(), **self.held_tensors(), **kept}
 
 
 def trained_parameters(optimizers: Iterable[Optimizer]) -> list[Tensor]:
@@ -226,18 +246,42 @@ def _can_be_averaged(tensor: Tensor) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and not bool(nn.parameter.is_lazy(tensor))
 
 
-def _collections(owner: object, most: int) -> Iterator[tuple[str, Mapping[Any, Tensor] | Sequence[Tensor]]]:
-    """Lists and mappings of so many tensors that are attributes, or attributes of one."""
+def _held(owner: object, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Attributes by name, with those of objects among them, and with what short lists and mappings hold of objects.
+
+    Args:
+        owner: whose attributes.
+        seen: identities of what was found before, which is not found again.
+    """
     for name, value in vars(owner).items():
-        if name in _LIGHTNINGS or isinstance(value, (nn.Module, Optimizer, Trainer, Tensor)):
-            continue
-        inside = getattr(value, "__dict__", {})  # not entries of mappings: people keep notes in them
-        for path, each in ((name, value), *((f"{name}.{key}", each) for key, each in inside.items())):
-            if not isinstance(each, (Mapping, list, tuple)) or len(each) > most:  # memories may be long
-                continue
-            members = each.values() if isinstance(each, Mapping) else each
-            if members and all(isinstance(member, Tensor) for member in members):
-                yield path, each
+        if name not in _LIGHTNINGS:
+            yield from _within(name, value, 2, seen)
+
+
+def _within(path: str, value: Any, levels: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, _NO_HOLDERS) or id(value) in seen:
+        return
+    seen.add(id(value))
+    yield path, value
+    if not levels or isinstance(value, nn.Module):
+        return
+    entries: list[tuple[Any, Any]]
+    if several := isinstance(value, (dict, list, tuple)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        entries = list(pairs) if len(value) <= _MOST_HELD else []
+    else:
+        entries = list(getattr(value, "__dict__", {}).items())  # a list, as another thread may add to them
+    for key, each in entries:
+        if not (several and isinstance(each, (dict, list, tuple))):  # people keep notes in them
+            yield from _within(f"{path}.{key}", each, levels - 1, seen)
+
+
+def _are_tensors(value: Any, most: int) -> bool:
+    """Whether it is a list or mapping of so many tensors at most: memories may be long."""
+    if not isinstance(value, (dict, list, tuple)) or not 0 < len(value) <= most:
+        return False
+    members = value.values() if isinstance(value, dict) else value
+    return all(isinstance(member, Tensor) for member in members)
 
 
 def _follow(tensors: Iterable[Tensor], shapes: Sequence[torch.Size]) -> bool:

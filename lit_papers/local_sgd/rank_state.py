@@ -18,7 +18,9 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from lit_papers.local_sgd.averaging import group_size
 from lit_papers.local_sgd.internals import set_loader_positions
@@ -58,8 +60,11 @@ def own_pieces(
             pieces["parameter", name] = local_value(parameter).detach()
     for name, buffer in inventory.saved_buffers().items():
         pieces["buffer", name] = local_value(buffer).detach()
+    for name, value in checkpoint["state_dict"].items():
+        if name.rpartition(".")[2] == _EXTRA_STATE_KEY_SUFFIX:  # of `get_extra_state`: memories, counts
+            pieces["extra", name] = value
     if rounds.models_apart:
-        for name, tensor in inventory.callback_tensors().items():
+        for name, tensor in inventory.held_tensors().items():
             pieces["callback", name] = local_value(tensor).detach()
         for name, tensor in inventory.kept_tensors(trainer.optimizers).items():
             pieces["kept", name] = local_value(tensor).detach()
@@ -93,7 +98,7 @@ def share_out(pieces: Pieces, state_dict: Mapping[str, Any]) -> tuple[list[dict[
     in_checkpoint: dict[Place, bytes] = {}
     if rank == 0:
         for place in pieces:
-            if place[0] in ("parameter", "buffer") and place[1] in state_dict:
+            if place[0] in ("parameter", "buffer", "extra") and place[1] in state_dict:
                 in_checkpoint[place] = _digest(state_dict[place[1]])
             elif place[0] in ("optimizer", "scheduler", "precision", "loaders"):
                 in_checkpoint[place] = digests[place]
@@ -234,11 +239,17 @@ def restore(
         **{("parameter", name): value for name, value in inventory.untrained(trainer.optimizers).items()},
         **{("parameter", names.get(id(value), f"#{number}")): value for number, value in enumerate(trained)},
         **{("buffer", name): value for name, value in inventory.saved_buffers().items()},
-        **{("callback", name): value for name, value in inventory.callback_tensors().items()},
+        **{("callback", name): value for name, value in inventory.held_tensors().items()},
         **{("kept", name): value for name, value in inventory.kept_tensors(trainer.optimizers).items()},
     }
+    late = {place[1].partition(":")[0] for place in pieces if place[0] == "callback" and place not in tensors}
+    if late:
+        rank_zero_warn(
+            f"the checkpoint has {', '.join(sorted(late))} of each rank, which is not there where training resumes and "
+            "begins anew: make it before, in `setup` or `on_fit_start`"
+        )
     for place, piece in pieces.items():
-        if place[0] == "kept" and place not in tensors:
+        if place[0] in ("kept", "callback") and place not in tensors:
             continue  # made later, or for a validation that is over
         if place[0] in ("parameter", "buffer", "callback", "kept"):
             if place not in tensors or tensors[place].shape != piece.shape:
@@ -247,6 +258,8 @@ def restore(
                     "the module, its optimizers and the callbacks now do not have: resume what was saved"
                 )
             tensors[place].detach().copy_(piece)
+        elif place[0] == "extra":
+            inventory.module.get_submodule(place[1].rpartition(".")[0]).set_extra_state(piece)
     if pieces.get(("precision",)):
         trainer.precision_plugin.load_state_dict(pieces["precision",])
     if pieces.get(("loaders",)):

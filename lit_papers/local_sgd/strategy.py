@@ -242,12 +242,18 @@ class LocalSGDStrategy(DDPStrategy):
             return
         internals.sync_module_states(self._module)
         inventory = self._this_fit.inventory
-        models = inventory.callback_models()
-        names: list[list[str]] = [[]] * group_size()
-        dist.all_gather_object(names, list(models))
-        common = [name for name in models if all(name in theirs for theirs in names)]  # some are the first rank's alone
+        models = inventory.held_models()
+        # one that is held apart may not be moved to the device yet, and the backend reaches no other
+        reached = {
+            name: all(tensor.device == self.root_device for tensor in (*model.parameters(), *model.buffers()))
+            for name, model in models.items()
+        }
+        everywhere: list[dict[str, bool]] = [{}] * group_size()
+        dist.all_gather_object(everywhere, reached)
+        common = [name for name in models if all(name in theirs for theirs in everywhere)]  # some have one rank alone
         for name in common:
-            internals.sync_module_states(models[name])
+            if all(theirs[name] for theirs in everywhere):
+                internals.sync_module_states(models[name])
         inventory.common_models = bool(common)
         if self.within_node != "local" or self.across_nodes_every > 1:
             size = self.num_processes if self.node_size is None else self.node_size
@@ -397,9 +403,11 @@ class LocalSGDStrategy(DDPStrategy):
             self._fit.stand_in.put_back()
 
     def teardown(self) -> None:
-        """Take our hooks out of the trainer."""
+        """Take our hooks out of the trainer; first end a round that a run which was over was resumed in."""
         trainer = internals.trainer_of(self.lightning_module)
         if trainer is not None:
+            if self._fit is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.interrupted:
+                self._fit.driver.end_training()  # as in `on_train_end`, which has no training that has nothing to do
             RoundHooks.remove_from(trainer)
         if self._fit is not None:
             self._fit.meetings.close()

@@ -333,6 +333,75 @@ def test_names_of_ones_own(metric: Any, tmp_path: Path) -> None:
     check_rows(callback)
 
 
+def test_a_validation_has_no_numbers_of_an_earlier_one(tmp_path: Path) -> None:
+    """Lightning keeps what was logged before; a stranger who logs the task that runs would have forgotten nothing."""
+
+    class Current(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            task = self.current_epoch
+            self.log(f"acc_task{task}", self.script[task][task], add_dataloader_idx=False)
+
+        def val_dataloader(self) -> Any:
+            return self.train_dataloader()
+
+    callback = Forgetting("acc_task{task}", epochs_per_task=1)
+    run(tmp_path, [callback], Current(ROWS), 3)
+    known = torch.eye(3, dtype=torch.bool)
+    torch.testing.assert_close(callback.matrix[known], torch.tensor(ROWS)[known])
+    assert callback.matrix[~known].isnan().all()
+    assert math.isnan(callback.forgetting)
+
+
+def test_a_task_whose_metric_is_not_logged_has_no_row(tmp_path: Path) -> None:
+    class Silent(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if self.current_epoch != 1:
+                super().validation_step(batch, batch_idx, dataloader_idx)
+
+    callback = Forgetting("acc", epochs_per_task=1)
+    with pytest.warns(UserWarning, match="none that logged `metric`"):
+        run(tmp_path, [callback], Silent(ROWS), 3)
+    assert callback.matrix[1].isnan().all()
+    assert callback.matrix[2].tolist() == pytest.approx(ROWS[2])
+
+
+def test_names_that_count_from_one_are_refused(tmp_path: Path) -> None:
+    class FromOne(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            value = self.script[self.current_epoch][dataloader_idx]
+            self.log(f"acc_task{dataloader_idx + 1}", value, add_dataloader_idx=False)
+
+    with pytest.raises(MisconfigurationException, match=r"tasks count from 0.*give the list of names"):
+        run(tmp_path, [Forgetting("acc_task{}", epochs_per_task=1)], FromOne(ROWS), 3)
+    callback = Forgetting([f"acc_task{task}" for task in (1, 2, 3)], epochs_per_task=1)
+    run(tmp_path, [callback], FromOne(ROWS), 3)
+    check_rows(callback)
+
+
+def test_validating_a_trained_network_gives_no_baseline(tmp_path: Path) -> None:
+    callback, module = Forgetting("acc", fit_per_task=True), ByTask()
+    for task in range(3):
+        module.task = task
+        trainer = run(tmp_path, [callback], module, 1)
+        trainer.validate(module, verbose=False)
+    check_rows(callback)
+    assert callback.baseline is None
+    assert math.isnan(callback.forward_transfer)
+
+
+def test_evaluating_an_earlier_checkpoint_loses_no_rows(tmp_path: Path) -> None:
+    """Lightning restores callbacks in `validate` and `test` too; a callback without rows still takes them."""
+    callback, saver = Forgetting("acc", epochs_per_task=1), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer = run(tmp_path, [callback, saver], Scripted(ROWS), 3, enable_checkpointing=True)
+    path, history = tmp_path / "epoch=0.ckpt", list(callback.history)
+    trainer.validate(Scripted(ROWS), ckpt_path=path, verbose=False)
+    check_rows(callback)
+    assert callback.history == history
+    fresh = Forgetting("acc", epochs_per_task=1)
+    guest.foreign_trainer(tmp_path, [fresh]).validate(Scripted(ROWS), ckpt_path=path, verbose=False)
+    torch.testing.assert_close(fresh.matrix[0], torch.tensor(ROWS[0]))
+
+
 def test_a_metric_that_should_fall(tmp_path: Path) -> None:
     losses = [[0.2, 2.3, 2.3], [1.9, 0.2, 2.3], [2.5, 1.8, 0.2]]
     callback = Forgetting("acc", 1, mode="min", baseline=[2.3] * 3)

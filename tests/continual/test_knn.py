@@ -88,8 +88,13 @@ def test_bad_input() -> None:
     knn.update(torch.ones(2, 2), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="finite"):
         knn.predict(torch.tensor([[1.0, torch.nan]]))
-    with pytest.raises(ValueError, match="3 labels"):
-        knn.update(torch.ones(2, 2), torch.arange(3))
+    for labels in (torch.arange(3), torch.arange(2)[:, None], torch.ones(2), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="one for each of 2 features"):
+            knn.update(torch.ones(2, 2), labels)
+    with pytest.raises(ValueError, match="`labels` must be a tensor, got ndarray"):
+        knn.update(torch.ones(2, 2), torch.arange(2).numpy())
+    with pytest.raises(ValueError, match="must be floats"):
+        knn.update(torch.ones(2, 2).long(), torch.arange(2))
     for wrong in ({"k": 0}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             KNNClassifier(**wrong)

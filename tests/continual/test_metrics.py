@@ -27,6 +27,9 @@ def test_closed_forms() -> None:
     assert forward_transfer(MATRIX, BASELINE).item() == pytest.approx(-0.015)
     assert average_incremental_accuracy(MATRIX).item() == pytest.approx(0.876111, abs=1e-6)
     assert torch.equal(MATRIX, before)
+    for given in (MATRIX.tolist(), MATRIX.numpy()):
+        assert forgetting(given).item() == pytest.approx(0.11)
+        assert forward_transfer(given, BASELINE).item() == pytest.approx(-0.015)
 
 
 @pytest.mark.parametrize("given", [MATRIX[:2], torch.cat([MATRIX[:2], torch.full((1, 3), NAN)])])

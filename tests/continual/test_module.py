@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -40,7 +41,7 @@ from lit_papers.continual.methods import (
 )
 from lit_papers.continual.methods.base import evaluating
 from lit_papers.datamodules import TaskSequence
-from tests.continual.small import pair, stream, supervised, trainer, unsupervised
+from tests.continual.small import pair, stream, supervised, trainer, transform, unsupervised
 
 
 def trained(module: Any, folder: Path, **options: Any) -> Any:
@@ -148,6 +149,32 @@ def test_a_foreign_backbone_and_transform(tmp_path: Path) -> None:
     module = trained(UnsupervisedContinual(LUMP(), backbone, projection_dim=4, transform=Half(), knn_k=3), tmp_path)
     assert module.features(torch.zeros(2, 1, 8, 8)).shape == (2, 9)
     assert module.head.projector.layers[0].in_features == 9
+
+
+@pytest.mark.filterwarnings("ignore:.*overrides the configure_model")
+@pytest.mark.parametrize("name", ["head", "columns", "predictor"])
+@pytest.mark.parametrize("kind", [EMAWeightAveraging, StochasticWeightAveraging])
+def test_weight_averaging_has_what_is_built_before_training(kind: type[Callback], name: str, tmp_path: Path) -> None:
+    """It copies the module before that is set up, and pairs weights by their order."""
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
+    module = {
+        "head": lambda: SupervisedContinual(6, None, flat, transform=transform(), knn_k=3, lr=0.5),
+        "columns": lambda: supervised(PNN(), lr=0.5),
+        "predictor": lambda: unsupervised(CaSSLe(hidden_dim=4), lr=0.5),
+    }[name]()
+    validated: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Callback):
+        def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+            validated.append({key: value.detach().clone() for key, value in module.named_parameters()})
+
+    average = EMAWeightAveraging(decay=0.5) if kind is EMAWeightAveraging else StochasticWeightAveraging(0.1, 1)
+    trainer(tmp_path, [Watch(), average], max_epochs=6).fit(module, datamodule=stream())
+    if isinstance(average, StochasticWeightAveraging):
+        assert [*dict(average._average_model.named_parameters())] == [*dict(module.named_parameters())]
+        return
+    torch.testing.assert_close(dict(module.named_parameters()), validated[-1])
+    assert any(not torch.equal(validated[0][key], value) for key, value in validated[1].items() if "head" in key)
 
 
 def test_features_are_those_of_evaluation(tmp_path: Path) -> None:
@@ -308,7 +335,7 @@ def test_refusals(tmp_path: Path) -> None:
             unsupervised(PNN(), backbone=nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), datamodule=stream()
         )
     few = SupervisedContinual(4, backbone=supervised().backbone, transform=SSLTransform(8, mean=(0.0,), std=(1.0,)))
-    with pytest.raises(ValueError, match="`num_classes`=4, but the tasks have labels up to 5"):
+    with pytest.raises(ValueError, match="`num_classes`=4, but the tasks have labels 0 to 5"):
         trainer(tmp_path).fit(few, datamodule=stream())
     for wrong in ({"lr": 0.0}, {"objective": "other"}, {"projection_dim": 0}, {"knn_k": 0}, {"seed": -1},
                   {"knn_k": "all"}, {"knn_temperature": 0.0}):  # fmt: skip

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
-from lit_papers.datamodules import PermutedPixels, RotatedImages
+from lit_papers.datamodules import PermutedPixels, RotatedImages, TaskSequence
 
 IMAGES = torch.randint(256, (3, 2, 9, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -47,3 +48,6 @@ def test_refusals() -> None:
     for kind in (PermutedPixels, RotatedImages):
         with pytest.raises(ValueError, match="`seed`"):
             kind(seed=-1)
+    data = TensorDataset(IMAGES, torch.arange(3) % 2)
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+        TaskSequence((data, data), num_tasks=2, domain_transform=lambda images, task: images.float()).setup()

@@ -243,6 +243,21 @@ def test_a_fit_for_each_task(tmp_path: Path) -> None:
         stream().begin_task(0)
 
 
+def test_evaluating_an_earlier_checkpoint_turns_no_stream_back(tmp_path: Path) -> None:
+    class Evaluated(Recorder):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            pass
+
+    data, module, path = stream(num_tasks=4, fit_per_task=True), Evaluated(), tmp_path / "first.ckpt"
+    for task in range(3):
+        run = trainer(tmp_path, max_epochs=-1)
+        run.fit(module, datamodule=data)
+        if task == 0:
+            run.save_checkpoint(path)
+        run.validate(module, datamodule=data, ckpt_path=path, verbose=False)
+        assert module.seen[-1][1] == [task]
+
+
 def test_multitask_mixes_the_tasks(tmp_path: Path) -> None:
     module = Recorder()
     trainer(tmp_path, max_epochs=-1).fit(module, datamodule=stream(multitask=True, batch_size=30))

@@ -1,11 +1,13 @@
 """What of a module and its callbacks counts as state, without a Trainer."""
 
 import copy
+from types import SimpleNamespace
 
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics import Accuracy
 
 from lit_papers.local_sgd.inventory import Inventory
 
@@ -72,10 +74,47 @@ def test_copies_of_the_weights_are_found_where_people_keep_them() -> None:
     assert inventory.moving_copies(optimizers) == [f"{first}.shadow"]
 
 
+class Part(nn.Module):
+    """A part of a project that hides a network from its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = (nn.Linear(2, 2),)
+
+
+def test_models_are_found_where_people_keep_them_out_of_the_parameters() -> None:
+    module, _, optimizers = project()
+    teacher = nn.Linear(2, 2)
+    module.part = Part()
+    module.teachers = [teacher, teacher]
+    module.__dict__["momentum"] = nn.Linear(2, 2)
+    module.averages = {0.9: SimpleNamespace(module=nn.Linear(2, 2))}
+    module.parts = [module.student, Accuracy("binary")]
+    callback = EMAWeightAveraging()
+    callback.by_decay = {0.9: nn.Linear(2, 2)}
+    callback.whole = nn.Sequential(module.student, nn.Linear(3, 3))  # as an online probe has it
+    callback.notes = {"after": {"each": [nn.Linear(2, 2)]}}
+    inventory = Inventory(module, [callback])
+    first, here = "0.EMAWeightAveraging", "module.Project"
+    expected = {
+        f"{first}.by_decay.0.9", f"{here}.teachers.0", f"{here}.momentum", f"{here}.averages.0.9.module",
+        f"{first}.whole", "module.part.Part.held.0",
+    }  # fmt: skip
+    assert set(inventory.held_models()) == expected
+    owned = {id(value) for value in (*module.parameters(), *module.buffers())}
+    assert owned.isdisjoint(map(id, inventory.held_tensors().values()))
+    inventory.watch(optimizers)
+    teacher.weight.data.add_(1)
+    inventory.look(optimizers)
+    assert [id(value) for value in inventory.moving_models(optimizers)] == [id(teacher.weight)]
+    optimizers[0].add_param_group({"params": [teacher.weight]})  # an adversary that is trained
+    assert inventory.moving_models(optimizers) == []
+
+
 def test_what_only_some_processes_have_is_no_part_of_an_average() -> None:
     _, inventory, optimizers = project()
     with torch.no_grad():
-        next(inventory.callback_models()["0.EMAWeightAveraging._average_model"].parameters()).add_(1)
+        next(inventory.held_models()["0.EMAWeightAveraging._average_model"].parameters()).add_(1)
     inventory.look(optimizers)
     moved, there = inventory.whereabouts(optimizers)
     inventory.agree([(moved, there), (set(), there)])
@@ -111,10 +150,10 @@ def test_statistics_are_averaged_and_other_buffers_are_each_ranks_own() -> None:
 
 def test_models_of_callbacks_are_found_once_they_move() -> None:
     _, inventory, optimizers = project()
-    (name,) = inventory.callback_models()
+    (name,) = inventory.held_models()
     assert name == "0.EMAWeightAveraging._average_model"
     assert inventory.moving_models(optimizers) == []
     with torch.no_grad():
-        next(inventory.callback_models()[name].parameters()).add_(1)
+        next(inventory.held_models()[name].parameters()).add_(1)
     inventory.look(optimizers)
     assert len(inventory.moving_models(optimizers)) == 1

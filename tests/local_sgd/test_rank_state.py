@@ -74,6 +74,41 @@ def test_either_way_goes_on_bit_for_bit(how: Any) -> None:
         assert same(resumed["weights"], uninterrupted["weights"])
 
 
+class Memory(nn.Module):
+    """What a rank has seen, in no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {"sum": torch.zeros(()), "batches": 0}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return dict(self.seen)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.seen = dict(state)
+
+
+class Remembers(Steady):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        seen = self.memory.seen
+        self.memory.seen = {"sum": seen["sum"] + batch[0].sum(), "batches": seen["batches"] + 1}
+        self.notes = {"seen": self.memory.seen}
+        return super().training_step(batch, batch_index)
+
+
+def test_what_modules_keep_in_extra_state_is_each_ranks_own() -> None:
+    save = ModelCheckpoint("saved", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    whole = fit(Remembers(), local_sgd(sync_every=3), callbacks=[save], max_epochs=2)
+    again = fit(Remembers(), local_sgd(sync_every=3), ckpt_path=Path("saved/epoch=0.ckpt"), folder="b", max_epochs=2)
+    assert whole[0]["seen"]["sum"] != whole[1]["seen"]["sum"]
+    for resumed, uninterrupted in zip(again, whole, strict=True):
+        assert resumed["seen"] == uninterrupted["seen"]
+
+
 @pytest.mark.filterwarnings("ignore:this checkpoint was saved with")
 def test_without_it_ranks_go_on_from_the_average_and_are_told() -> None:
     save = ModelCheckpoint("saved", filename="{step}", every_n_train_steps=11, save_top_k=-1)

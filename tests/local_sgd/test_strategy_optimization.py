@@ -1,6 +1,7 @@
 """The ways to optimize: by hand with several optimizers, compiled, with a scaler, in nodes, with an outer step."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,6 +123,28 @@ def test_training_that_ends_in_mid_round_ends_equal(options: dict[str, Any]) -> 
     first, second = fit(Classifier(norm=True), local_sgd(sync_every=7, sync_on_epoch_end=False), **options)
     assert same(first["weights"], second["weights"])
     assert first["n_syncs"] == 1 + (options["max_epochs"] == 1)
+
+
+class Over(Classifier):
+    """Writes what it ends with where nothing was left to train."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_fit_end(self) -> None:
+        torch.save(self.state_dict(), self.folder / f"{self.trainer.global_rank}.pt")
+
+
+def test_a_run_that_is_over_is_resumed_with_equal_ranks(tmp_path: Path) -> None:
+    """Its last checkpoint is of an open round, and there is nothing left to train."""
+    options: dict[str, Any] = {"sync_every": 7, "sync_on_epoch_end": False}
+    saver = ModelCheckpoint(tmp_path, filename="over", save_on_train_epoch_end=True)
+    whole = fit(Classifier(), local_sgd(**options), callbacks=[saver], max_epochs=1)
+    again = fit(Over(tmp_path), local_sgd(**options), ckpt_path=tmp_path / "over.ckpt", max_epochs=1, folder="again")
+    assert again == []  # no training
+    for rank in range(2):
+        assert same(torch.load(tmp_path / f"{rank}.pt"), whole[0]["weights"])
 
 
 def test_a_second_fit_starts_counting_anew() -> None:
