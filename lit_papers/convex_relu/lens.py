@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from lit_papers.convex_relu import figures
 from lit_papers.convex_relu.arrangements import (
@@ -26,8 +25,9 @@ from lit_papers.convex_relu.losses import LOSSES, Loss, check_loss, loss_value
 from lit_papers.convex_relu.problem import Problem, check_beta
 from lit_papers.convex_relu.recognition import Layers, NotRecognised, Recognised, recognise, targets
 from lit_papers.convex_relu.relaxation import relaxed_bound
+from lit_papers.convex_relu.rows import check_rows_stay, check_values_stay, number_of_rows, pair
 from lit_papers.convex_relu.solvers import solve
-from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject, Unpack, unpack_batch
+from lit_papers.lens import Lens, Moment, NotApplicable, Numbers, Subject
 from lit_papers.lens import data as readings
 from lit_papers.lens.routes import step_arguments
 from lit_papers.lens.weight_decay import Decay, decay_of
@@ -142,12 +142,12 @@ class ConvexGapLens(Lens):
             raise NotApplicable("ConvexGap: copy=False is no way to run a step at other weights: take copy=True")
         names = _find_layers(subject.network, self.layers)
         if not subject.trial:
-            _check_rows_stay(subject)
+            check_rows_stay(subject)
         rows, given = subject.rows(wanted="samples")
         if not (rows.isfinite().all() and given.isfinite().all()):
             raise NotApplicable("ConvexGap: a sample or its target is NaN or infinite, so there is no objective")
         if not subject.trial:
-            _check_values_stay(subject)
+            check_values_stay(subject)
         with subject.quiet():
             batch = subject.to_device(readings.first_batch(subject.loader))
         recognised = self._recognise(subject, names, batch)
@@ -167,9 +167,9 @@ class ConvexGapLens(Lens):
         else:
             steps = _steps(problem, self.seconds)
             bound = 0.0 if steps is None else problem.unit * relaxed_bound(problem, seconds=math.inf, steps=steps)
-        loader = subject.loader
+        size = number_of_rows(subject.loader)
         return Prepared(
-            problem, names, mode, recognised, decays, batch, arrangements, optimum, bound, x, loader, _size(loader)
+            problem, names, mode, recognised, decays, batch, arrangements, optimum, bound, x, subject.loader, size
         )  # fmt: skip
 
     def look(self, moment: Moment, prepared: Prepared, history: Sequence[Mapping[str, Any]]) -> Numbers:
@@ -263,7 +263,7 @@ class ConvexGapLens(Lens):
             network.double()
             batch = apply_to_collection(batch, Tensor, lambda t: t.double() if t.is_floating_point() else t)
         layers = Layers(*_layers(network, names))
-        x, y = _pair(batch, subject.unpack)
+        x, y = pair(batch, subject.unpack)
         if subject.call is not None:
             y = subject.call(network, batch)[1]
         by_step = _has_step(subject)
@@ -331,7 +331,7 @@ class ConvexGapLens(Lens):
                 "ConvexGap: optimisation is manual, and beta is taken as if each optimizer step were on the loss of "
                 "one batch as `training_step` returns it; where losses are accumulated or scaled, pass `beta`"
             )
-        rows, _ = _pair(batch, subject.unpack)
+        rows, _ = pair(batch, subject.unpack)
         return (max(strengths) + recognised.penalty) * size / (recognised.factor * len(rows))
 
 
@@ -368,69 +368,10 @@ def _has_step(subject: Subject) -> bool:
     return subject.call is None and isinstance(network, LightningModule) and is_overridden("training_step", network)
 
 
-def _pair(batch: Any, unpack: Unpack | None) -> tuple[Tensor, Tensor]:
-    x, y = (unpack or unpack_batch)(batch)
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise NotApplicable(f"ConvexGap: batches must give one tensor each, got {type(x).__name__}; pass `unpack`")
-    return x, y
-
-
-def _check_rows_stay(subject: Subject) -> None:
-    """An objective is of a data set: every epoch must train on the same rows, each as often."""
-    loader = subject.loader
-    if not isinstance(loader, DataLoader):
-        raise NotApplicable("ConvexGap: which rows are trained on is known of a DataLoader only: pass `dataloader`")
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        sampler: Any = getattr(loader.batch_sampler, "sampler", None)
-    else:
-        sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler.sampler
-    inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)  # as Lightning wraps it for several processes
-    sampler = sampler if inner is None else inner
-    if isinstance(sampler, (list, tuple, range)):
-        if len(set(sampler)) != len(sampler):
-            raise NotApplicable("ConvexGap: the sampler repeats samples: pass `dataloader`, with each once")
-        return
-    shuffled_once = (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
-    )
-    known = type(sampler) in (SequentialSampler, SubsetRandomSampler) or shuffled_once
-    distributed = type(sampler).__module__.startswith(("lightning.", "torch.utils.data.distributed"))
-    if not known and not distributed:
-        raise NotApplicable(
-            f"ConvexGap: {type(sampler).__name__} may draw other samples each epoch, or some more often than others: "
-            "there is no one objective; pass `dataloader`, the data that it stands for"
-        )
-    trainer = subject.trainer
-    fixed = type(sampler) is SequentialSampler or (distributed and not getattr(sampler, "shuffle", True))
-    if trainer is None or subject.passed or fixed or readings.training_limit(trainer) is None:
-        return
-    if trainer.num_training_batches < len(loader):  # both of one process
-        raise NotApplicable(
-            "ConvexGap: a part of a shuffled epoch is other samples each time (limit_train_batches): pass `dataloader`"
-        )
-
-
-def _check_values_stay(subject: Subject) -> None:
-    """The same samples must have the same values each time they are read."""
-    with subject.quiet():
-        first, again = (
-            _pair(subject.to_device(batch), subject.unpack) for batch in readings.read_twice(subject.loader)
-        )
-    if not all(torch.equal(one, other) for one, other in zip(first, again, strict=True)):
-        raise NotApplicable(
-            "ConvexGap: the same samples have other values when they are read again (augmentation), so there is no one "
-            "objective; pass `dataloader`, with those that a bound shall be of"
-        )
-
-
-def _size(loader: Any) -> int | None:
-    return readings.length(getattr(loader, "dataset", None))
-
-
 def _check_same_rows(subject: Subject, prepared: Prepared) -> None:
     """Loaders may be made anew, and data sets grow, while a network trains."""
     loader = subject.loader
-    if loader is prepared.loader and _size(loader) == prepared.size:
+    if loader is prepared.loader and number_of_rows(loader) == prepared.size:
         return
     rows, _ = subject.rows(wanted="samples")
     x = Layers(*_layers(subject.network, prepared.layers)).inputs(rows)
