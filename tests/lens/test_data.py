@@ -160,6 +160,16 @@ def test_what_containers_and_tensors_hold_comes_back() -> None:
         assert str(value) == str(before[name])
 
 
+def test_what_is_iterated_over_meanwhile_and_does_not_change_stays_as_it_is() -> None:
+    """A stream in the middle of an epoch goes over its buffer while the network is measured."""
+    data = Keeps()
+    for name in ("cache", "buffer", "recent", "seen"):
+        live = iter(getattr(data, name))
+        with streams_kept(streams_in([data])):
+            pass
+        assert len(list(live)) == 1, name
+
+
 def test_streams_come_back_also_after_an_exception() -> None:
     before = torch.get_rng_state()
 
