@@ -26,11 +26,10 @@ class Forgetting(Record):
     A task ends after so many epochs or steps, with the fit (also where early stopping ends it), when the data module's
     ``task_of(epoch)`` says so, or when you say so by ``tasks``. Several fits of one module are one stream.
 
-    At the validation that ends a task it reads the metric of every task, row t of the matrix; NaN where none is logged,
-    as of tasks whose loader is not there yet. After each row all loggers and ``trainer.callback_metrics`` get
-    ``accuracy``, ``forgetting``, ``backward_transfer``, ``anytime_accuracy``, ``forward_transfer`` (where a baseline is
-    known) and ``accuracy_task_{i}``, each after ``continual/``; with ``mode="min"`` ``value`` stands for ``accuracy``.
-    Processes record the mean of what each has. ``trainer.validate(...)`` before ``fit`` records the baseline.
+    At the validation that ends a task it reads the metric of every task, row t of the matrix, NaN where that logs none.
+    Then all loggers and ``trainer.callback_metrics`` get ``accuracy`` (``value`` in mode ``"min"``), ``forgetting``,
+    ``backward_transfer``, ``anytime_accuracy``, ``forward_transfer`` (with a baseline) and ``accuracy_task_{i}``, after
+    ``continual/``. Processes record their mean. ``trainer.validate(...)`` before ``fit`` records the baseline.
 
     Args:
         metric: what the module logs for each validation loader; a template of the names, such as
@@ -38,8 +37,7 @@ class Forgetting(Record):
         epochs_per_task: epochs of each task.
         convention: of forgetting, see `lit_papers.continual.metrics.forgetting`.
         baseline: the metric of the untrained network on each task.
-        evaluate: from a copy of the module, in evaluation mode, to the accuracies on all tasks, instead of validation
-            loaders; such as `lit_papers.continual.lens.SeenAccuracy`.
+        evaluate: from a copy, in evaluation mode, to all accuracies; such as `lit_papers.continual.lens.SeenAccuracy`.
         name: prefix of keys and name of the figure; give each of several instances its own.
         mode: ``"min"`` for a metric that should fall.
         steps_per_task: optimizer steps of each task; let ``val_check_interval`` divide them.
@@ -73,9 +71,7 @@ class Forgetting(Record):
         self.rows = TaskRows(metric, evaluate, clock, results, self._keep_row, self.warn_once)
 
     matrix = property(attrgetter("rows.matrix.tensor"), doc="Metric on task i (column) after task t (row), ``(T, T)``.")
-    baseline = property(
-        attrgetter("rows.matrix.baseline"), doc="Metric of the untrained network on each task, or None."
-    )
+    baseline = property(attrgetter("rows.matrix.baseline"), doc="The metric of the untrained network, or None.")
     average_accuracy = property(attrgetter("rows.matrix.average"), doc="On the tasks seen, now.")
     average_anytime_accuracy = property(attrgetter("rows.matrix.anytime"), doc="Its mean over all validations.")
     forgetting = property(attrgetter("rows.matrix.forgetting"), doc="By ``convention``, now.")
