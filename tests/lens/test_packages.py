@@ -13,7 +13,11 @@ from lit_papers.callbacks import CentralPath, NeuralCollapse
 from lit_papers.neural_collapse.functional import class_statistics, variability_collapse
 from lit_papers.neural_collapse.lens import CollapseLens
 
-pytestmark = pytest.mark.packages
+pytestmark = [
+    pytest.mark.packages,
+    # a few images of noise, before networks that know nothing: the class means are chance, as the warning says
+    pytest.mark.filterwarnings("ignore:neural collapse. half or more of the spread"),
+]
 
 
 def nc1(features: Tensor, targets: Tensor, classes: int) -> float:
